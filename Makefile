@@ -1,0 +1,35 @@
+.PHONY: demo test test-slow lint check clean setup
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+
+demo: setup ## fetch a trained model and text, run the whole pipeline, print the table
+	neuronrank check
+	dvc repro
+	cat artifacts/report/table.md
+
+test: setup ## unit and end-to-end tests
+	pytest -m "not slow"
+
+test-slow: setup ## tests on the trained model; fetches it when absent
+	dvc repro collect
+	pytest -m slow
+
+lint: setup ## format, lint and types
+	ruff format --check .
+	ruff check .
+	mypy
+
+check: lint test ## all that must hold before a commit
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+clean: ## remove the environment and caches; artifacts stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
