@@ -1,0 +1,221 @@
+"""Outputs that appear whole or not at all, and bytes that depend on nothing but their content.
+
+Everything is written beside its place under a `.partial` name and renamed when complete, so that an interrupted
+run leaves the earlier output as it was. Nothing here imports torch.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from neuronrank.errors import ArtifactError, StorageError
+
+HEADER_KEY = "neuronrank"
+"""The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
+
+_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and a final newline; NaN and infinity are refused.
+
+    Raises:
+        ValueError: a float is not finite.
+    """
+    return json.dumps(value, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def sha256_text(text: str) -> str:
+    """Return the hexadecimal SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def explain_write_errors(target: Path) -> Iterator[None]:
+    """Turn a refused write below `target` into a StorageError that says where and why.
+
+    Raises:
+        StorageError: no space, read-only, no permission, or an input/output error.
+    """
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in _REFUSED_WRITES:
+            raise
+        raise StorageError(_storage_message(target, str(err.strerror))) from err
+    except safetensors.SafetensorError as err:
+        # The library reports an OSError as text: "I/O error: No space left on device (os error 28)".
+        if not any(f"(os error {code})" in str(err) for code in _REFUSED_WRITES):
+            raise
+        raise StorageError(_storage_message(target, str(err))) from err
+
+
+def _storage_message(target: Path, reason: str) -> str:
+    return f"{target}: cannot write: {reason}. Nothing was changed there; free the space or fix it, then run again"
+
+
+@contextlib.contextmanager
+def output_directory(path: Path) -> Iterator[Path]:
+    """Give an empty directory to fill; on success it becomes `path`, on failure it is deleted and `path` stays.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with explain_write_errors(path):
+        try:
+            _remove(partial)
+            partial.mkdir(parents=True)
+            yield partial
+            _sync_tree(partial)
+            _replace(partial, path)
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+@contextlib.contextmanager
+def output_file(path: Path) -> Iterator[Path]:
+    """Give a path to write; on success it becomes `path`, on failure it is deleted and `path` stays.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    with explain_write_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync_file(partial)
+            partial.replace(path)
+        except BaseException:
+            _remove(partial)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write canonical JSON, whole or not at all.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    with output_file(path) as partial:
+        partial.write_text(canonical_json(value), encoding="utf-8")
+
+
+def read_json(path: Path, run: str) -> Any:
+    """Read JSON; `run` is the command that makes the file.
+
+    Raises:
+        ArtifactError: missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as err:
+        raise ArtifactError(f"{path}: not found. Run: {run}") from err
+    except ValueError as err:
+        raise ArtifactError(f"{path}: not valid JSON ({err}). Make it again: {run}") from err
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """Write arrays and one JSON header as safetensors; the bytes are a function of the content alone.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    with output_file(path) as partial:
+        contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
+        metadata = {HEADER_KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
+        safetensors.numpy.save_file(contiguous, partial, metadata=metadata)
+        partial.chmod(0o666 & ~_umask())  # the library makes the file private
+
+
+def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
+    """Read the JSON header of one of our safetensors files.
+
+    Raises:
+        ArtifactError: missing, corrupt, or of another schema.
+    """
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as err:
+        raise ArtifactError(f"{path}: not found. Run: {run}") from err
+    except (safetensors.SafetensorError, OSError) as err:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {run}") from err
+    header = json.loads(metadata.get(HEADER_KEY, "{}"))
+    check_schema(path, header, schema, run)
+    return dict(header)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Read all arrays of a safetensors file.
+
+    Raises:
+        ArtifactError: corrupt.
+    """
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except (safetensors.SafetensorError, OSError) as err:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: dvc repro") from err
+
+
+def check_schema(path: Path, header: Mapping[str, Any], schema: str, run: str) -> None:
+    """Refuse a header of another schema.
+
+    Raises:
+        ArtifactError: names both schemas and the command that mends it.
+    """
+    found = header.get("schema")
+    if found != schema:
+        raise ArtifactError(f"{path}: schema is {found!r}, this version reads {schema!r}. Make it again: {run}")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_tree(root: Path) -> None:
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            _sync_file(path)
+
+
+def _replace(partial: Path, path: Path) -> None:
+    """Put a directory in the place of another: two renames, since a rename cannot overwrite a full directory."""
+    old = path.with_name(f".{path.name}.old")
+    _remove(old)
+    if path.exists() or path.is_symlink():
+        path.rename(old)
+    partial.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
