@@ -1,0 +1,43 @@
+"""GGUF -> an ordinary Hugging Face directory, through transformers' own reader."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from neuronrank.errors import SourceError
+from neuronrank.files import explain_write_errors
+
+log = logging.getLogger(__name__)
+
+
+def convert_gguf(path: Path, out: Path, dtype: str) -> None:
+    """Write the de-quantized weights, configuration and tokenizer of a GGUF file to the directory `out`.
+
+    Raises:
+        SourceError: not a GGUF file, or of an architecture that transformers cannot convert.
+        StorageError: the disk refused a write.
+    """
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise SourceError(f"{path}: starts with {magic!r}, a GGUF file starts with b'GGUF'. Fetch it again")
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    log.info("converting %s to safetensors, once", path.name)
+    folder, name = str(path.parent), path.name
+    try:
+        # `local_files_only` is written into the saved configuration; fixed, so that its bytes are the same offline.
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        # Without `dequantize` the weights stay packed and cannot be saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file=name, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True)
+        )
+    except (ValueError, KeyError, OSError, RuntimeError) as err:
+        raise SourceError(f"{path}: transformers cannot convert it: {' '.join(str(err).split())}") from err
+    with explain_write_errors(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+        readable = (out / "config.json").stat().st_mode
+        for weights in out.glob("*.safetensors"):
+            weights.chmod(readable)  # the library makes weights private
