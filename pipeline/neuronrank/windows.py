@@ -1,0 +1,66 @@
+"""Token windows on disk: (N, T) token ids and where they came from."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.errors import MismatchError
+from neuronrank.files import read_header, read_tensors, write_tensors
+
+SCHEMA = "neuronrank.tokens/1"
+_RUN = "dvc repro prepare"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of equal length and where each came from."""
+
+    token_ids: NDArray[np.int32]
+    """(N, T)."""
+    header: dict[str, Any]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens in all windows, N*T."""
+        return int(self.token_ids.size)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the token ids, row-major int32."""
+        return hashlib.sha256(np.ascontiguousarray(self.token_ids).data).hexdigest()
+
+
+def write_windows(path: Path, token_ids: NDArray[np.int32], header: dict[str, Any]) -> None:
+    """Write windows with their provenance.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    write_tensors(path, {"token_ids": token_ids}, {"schema": SCHEMA, **header})
+
+
+def read_windows(path: Path) -> Windows:
+    """Read windows.
+
+    Raises:
+        ArtifactError: missing, corrupt, or of another schema.
+    """
+    header = read_header(path, SCHEMA, _RUN)
+    return Windows(read_tensors(path)["token_ids"], header)
+
+
+def require_same_tokenizer(windows: Windows, path: Path, tokenizer_sha256: str) -> None:
+    """Refuse tokens that another tokenizer made.
+
+    Raises:
+        MismatchError: names both tokenizers.
+    """
+    found = windows.header["tokenizer_sha256"]
+    if found != tokenizer_sha256:
+        raise MismatchError(
+            f"{path}: made by tokenizer {found[:12]}…, the model's tokenizer is {tokenizer_sha256[:12]}…. Run: {_RUN}"
+        )
