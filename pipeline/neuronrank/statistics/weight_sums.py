@@ -1,0 +1,28 @@
+"""S5: sums over each row and each column of a weight, so that row and column norms need no second reading.
+
+Accuracy: float64 sums of the exact stored weights, kept as float32.
+"""
+
+from torch import Tensor
+
+UNITS = {"sum_abs": "weight", "sum_sq": "weight^2", "max_abs": "weight"}
+
+
+def weight_sums(weight: Tensor) -> dict[str, Tensor]:
+    """Reduce a weight along both axes.
+
+    Args:
+        weight: (O, I), any float type.
+
+    Returns:
+        `row_sum_abs`, `row_sum_sq`, `row_max_abs`: (O,) float32, over the inputs of each output channel;
+        `column_sum_abs`, `column_sum_sq`, `column_max_abs`: (I,) float32, over the outputs of each input channel.
+    """
+    magnitude = weight.double().abs()
+    square = magnitude.square()
+    sums = {}
+    for axis, over in (("row", 1), ("column", 0)):
+        sums[f"{axis}_sum_abs"] = magnitude.sum(dim=over).float()
+        sums[f"{axis}_sum_sq"] = square.sum(dim=over).float()
+        sums[f"{axis}_max_abs"] = magnitude.amax(dim=over).float()
+    return sums

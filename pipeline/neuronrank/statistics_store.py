@@ -1,0 +1,259 @@
+"""The statistics artifact: written layer by layer, read without torch and without the model.
+
+    artifacts/statistics/
+      manifest.json        schema, provenance, modules and taps; written last, so that its presence means "complete"
+      taps.zarr/           Zarr v3: <tap>/<statistic>, (layer, document, channel) float32, one chunk a layer
+      weights.safetensors  <module>.<row|column>_<statistic> float32 vectors
+
+Every array says its axes and units in its attributes. Beside the per-document sums each tap has small arrays at
+default settings, for people who open the store with plain zarr: `wanda_sum_sq`, `tf_sum`, `df_count`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from neuronrank.errors import ArtifactError, MismatchError
+from neuronrank.files import check_schema, read_json, write_json, write_tensors
+from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
+
+SCHEMA = "neuronrank.statistics/1"
+MANIFEST = "manifest.json"
+_RUN = "dvc repro collect"
+_BLOCK_BYTES = 256 << 20
+"""How much of one array is read at once, unless one layer alone is larger."""
+
+
+_TOTALS = {"sum_sq": "wanda_sum_sq", "sum_abs": "tf_sum"}
+"""Sums over documents that are kept beside the per-document sums."""
+
+
+class StatisticsWriter:
+    """Fills a directory with the statistics of one model, layer after layer."""
+
+    def __init__(self, directory: Path, n_layers: int, n_documents: int) -> None:
+        self._directory = directory
+        self._n_layers, self._n_documents = n_layers, n_documents
+        self._root = zarr.open_group(directory / "taps.zarr", mode="w", zarr_format=3)
+        self._weights: dict[str, NDArray[np.float32]] = {}
+
+    def write_tokens(self, token_ids: NDArray[np.int32]) -> None:
+        """Keep the calibration tokens, so that every document axis can be read back as text."""
+        array = self._create("token_ids", token_ids.shape, token_ids.shape, "int32", 0)
+        array.attrs.update({"axes": ["document", "token"], "units": "token id"})
+        array[:] = token_ids
+
+    def write_layer(
+        self, index: int, documents: Mapping[tuple[str, str], NDArray[np.float32]], weights: Mapping[str, Any]
+    ) -> None:
+        """Write one layer's sums, each as one chunk.
+
+        Args:
+            index: which layer.
+            documents: (tap, statistic) -> (N, C).
+            weights: name -> vector.
+
+        Raises:
+            MismatchError: a tap has another width than in an earlier layer.
+        """
+        for (tap, statistic), values in documents.items():
+            name = f"{tap}/{statistic}"
+            if name not in self._root:
+                shape = (self._n_layers, *values.shape)
+                array = self._create(name, shape, (1, *values.shape), "float32", math.nan)
+                units = "activation^2" if statistic == "sum_sq" else "activation"
+                array.attrs.update({"axes": ["layer", "document", "channel"], "units": units, "over": "tokens"})
+            array = _array(self._root, name)
+            if array.shape[2] != values.shape[1]:
+                raise MismatchError(
+                    f"layer {index}: tap {tap!r} has {values.shape[1]} channels, {array.shape[2]} in earlier layers"
+                )
+            array[index] = values
+        self._weights.update(weights)
+
+    def finish(self, manifest: Mapping[str, Any]) -> None:
+        """Write the derived arrays, the weight vectors and, last, the manifest.
+
+        Args:
+            manifest: provenance and modules; the schema and the taps are added here.
+        """
+        taps: dict[str, Any] = {}
+        for tap, group in self._root.groups():
+            names = sorted(name for name, _ in group.arrays())
+            taps[tap] = {"channels": int(_array(group, names[0]).shape[2]), "statistics": names}
+            for name in names:
+                self._derive(tap, name, _array(group, name))
+        write_tensors(self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA})
+        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, "taps": taps})
+
+    def _derive(self, tap: str, statistic: str, source: Any) -> None:
+        layers = range(self._n_layers)
+        if statistic in _TOTALS:
+            totals = np.stack([_total(source[layer]) for layer in layers])
+            what = "a^2" if statistic == "sum_sq" else "|a|"
+            definition = f"sum over all calibration tokens of {what}"
+            self._write_derived(f"{tap}/{_TOTALS[statistic]}", totals, source.attrs["units"], definition)
+        if statistic == "sum_abs":
+            counts = np.stack([document_frequency(source[layer], DEFAULT_QUANTILE) for layer in layers])
+            definition = f"documents whose mean |a| reaches the {DEFAULT_QUANTILE} quantile pooled over the tap"
+            self._write_derived(f"{tap}/df_count", counts, "document", definition)
+
+    def _write_derived(self, name: str, values: NDArray[Any], units: str, definition: str) -> None:
+        array = self._create(name, values.shape, values.shape, str(values.dtype), 0)
+        array.attrs.update({"axes": ["layer", "channel"], "units": units, "definition": definition, "derived": True})
+        array[:] = values
+
+    def _create(self, name: str, shape: Any, chunks: Any, dtype: str, fill: float) -> Any:
+        # lz4 with bit shuffling: 1.2 times smaller than raw float32 at over 600 MB/s; zarr's default gains less.
+        codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+        return self._root.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, compressors=[codec]
+        )
+
+
+def _total(documents: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Sum over documents in float64."""
+    return np.asarray(documents.sum(axis=0, dtype=np.float64))
+
+
+def _array(group: zarr.Group, name: str) -> Any:
+    return group[name]
+
+
+@dataclass(frozen=True)
+class Module:
+    """One linear module, as the manifest lists it."""
+
+    name: str
+    """As in the model, for example `model.layers.3.mlp.down_proj`."""
+    layer: int
+    part: str
+    shape: tuple[int, int]
+    """(O, I) of its weight."""
+    input_tap: str
+    neuron_tap: str
+    neuron_axis: str
+
+
+@dataclass(frozen=True)
+class TapStatistics:
+    """One tap of one layer, over the first `n_documents` documents."""
+
+    where: str
+    """For messages, for example `layer 3, tap 'neuron'`."""
+    n_documents: int
+    n_tokens: int
+    """Per document."""
+    _store: "Statistics"
+    _layer: int
+    _tap: str
+
+    def documents(self, statistic: str) -> NDArray[np.float32]:
+        """Return (D, C) sums over the tokens of each document.
+
+        Raises:
+            ArtifactError: the artifact does not hold this statistic of this tap.
+        """
+        return self._store.layer_values(self._layer, self._tap, statistic)[: self.n_documents]
+
+    def total(self, statistic: str) -> NDArray[np.float64]:
+        """Return (C,) sums over all tokens of the documents.
+
+        Raises:
+            ArtifactError: the artifact does not hold this statistic of this tap.
+        """
+        derived = _TOTALS.get(statistic)
+        if derived and self.n_documents == self._store.n_documents:
+            return np.asarray(self._store.layer_values(self._layer, self._tap, derived))
+        return _total(self.documents(statistic))
+
+    def document_frequency(self, quantile: float) -> NDArray[np.int64]:
+        """Return (C,) counts of documents whose mean |a| reaches the quantile pooled over the tap.
+
+        Raises:
+            ArtifactError: the artifact does not hold `sum_abs` of this tap.
+        """
+        if quantile == DEFAULT_QUANTILE and self.n_documents == self._store.n_documents:
+            return np.asarray(self._store.layer_values(self._layer, self._tap, "df_count"))
+        return document_frequency(self.documents("sum_abs"), quantile)
+
+
+class Statistics:
+    """A complete statistics artifact, opened for reading."""
+
+    def __init__(self, directory: Path) -> None:
+        """Check the manifest and that every chunk is there.
+
+        Raises:
+            ArtifactError: missing, incomplete, corrupt, or of another schema.
+        """
+        self.directory = directory
+        self.manifest: dict[str, Any] = read_json(directory / MANIFEST, run=_RUN)
+        check_schema(directory / MANIFEST, self.manifest, SCHEMA, _RUN)
+        try:
+            self._root = zarr.open_group(directory / "taps.zarr", mode="r", zarr_format=3)
+        except (FileNotFoundError, ValueError) as err:
+            raise ArtifactError(f"{directory / 'taps.zarr'}: not a readable Zarr group ({err}). Run: {_RUN}") from err
+        self.modules = [Module(**{**entry, "shape": tuple(entry["shape"])}) for entry in self.manifest["modules"]]
+        self.n_documents: int = self.manifest["calibration"]["n_windows"]
+        self._arrays: dict[str, Any] = {}
+        self._blocks: dict[str, tuple[int, NDArray[Any]]] = {}
+
+    @property
+    def model_fingerprint(self) -> str:
+        """Of the model that the statistics were collected from."""
+        return str(self.manifest["model"]["fingerprint"])
+
+    def tap(self, layer: int, tap: str, n_documents: int | None) -> TapStatistics:
+        """Return one tap of one layer, over the first `n_documents` documents or all.
+
+        Raises:
+            MismatchError: more documents are asked for than were collected.
+        """
+        n = self.n_documents if n_documents is None else n_documents
+        if n > self.n_documents:
+            raise MismatchError(
+                f"{self.directory}: holds {self.n_documents} documents, nsamples {n} were asked for. "
+                f"Raise prepare.calibration_windows and run: {_RUN}"
+            )
+        n_tokens = self.manifest["calibration"]["window_tokens"]
+        return TapStatistics(f"layer {layer}, tap {tap!r}", n, n_tokens, self, layer, tap)
+
+    def layer_values(self, layer: int, tap: str, statistic: str) -> NDArray[Any]:
+        """Return one layer of an array, without its layer axis; neighbouring layers are read along with it.
+
+        Raises:
+            ArtifactError: the artifact does not hold this statistic, or its data are corrupt or missing.
+        """
+        array = self._array(tap, statistic)
+        per_block = max(1, _BLOCK_BYTES // (array.dtype.itemsize * math.prod(array.shape[1:])))
+        block, offset = divmod(layer, per_block)
+        if self._blocks.get(array.name, (None,))[0] != block:
+            values = self._read(array, slice(block * per_block, (block + 1) * per_block))
+            self._blocks[array.name] = (block, values)
+        return np.asarray(self._blocks[array.name][1][offset])
+
+    def _array(self, tap: str, statistic: str) -> Any:
+        name = f"{tap}/{statistic}"
+        if name not in self._arrays:
+            if name not in self._root:
+                held = ", ".join(self.manifest["taps"].get(tap, {}).get("statistics", [])) or "nothing"
+                raise ArtifactError(f"{self.directory}: tap {tap!r} holds {held}, {statistic!r} is needed. Run: {_RUN}")
+            self._arrays[name] = _array(self._root, name)
+        return self._arrays[name]
+
+    def _read(self, array: Any, layers: slice) -> NDArray[Any]:
+        try:
+            values = np.asarray(array[layers])
+        except (OSError, ValueError, RuntimeError) as err:
+            raise ArtifactError(f"{self.directory}: {array.name} is corrupt ({err}). Run: {_RUN}") from err
+        if not np.isfinite(values).all():  # a missing chunk reads as NaN
+            raise ArtifactError(f"{self.directory}: {array.name} has missing or non-finite values. Run: {_RUN}")
+        return values
