@@ -1,0 +1,37 @@
+"""Wanda: |W_ij|^weight_exp * ||x_j||_2^activation_exp, with x the module's input over all calibration tokens.
+
+Source: Sun et al. 2023, arXiv:2306.11695, eq. 1; METHODS section 3.1.
+Differs: the statistics are those of the dense model for every layer ("one-shot dense"); the paper prunes layer by
+layer and measures each layer's input behind the layers already pruned.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from neuronrank.scoring import MethodParams
+from neuronrank.statistics_store import TapStatistics
+
+TAP = "input"
+STATISTICS = ("sum_sq",)
+DEFAULT_GROUP = "row"
+
+
+class Params(MethodParams):
+    """Exponents; both 1 is the paper's score."""
+
+    activation_exp: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Exponent of the input channel's L2 norm."""
+
+
+def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
+    """Return ||x_j||_2^activation_exp per input channel.
+
+    Args:
+        tap: the module's input.
+        params: exponents.
+
+    Returns:
+        (I,), activation^activation_exp.
+    """
+    return np.asarray(np.sqrt(tap.total("sum_sq")) ** params.activation_exp)
