@@ -1,0 +1,84 @@
+"""Masks on disk: one bit per weight, and what was removed where.
+
+artifacts/masks/<recipe>/<pattern>.safetensors
+  <weight name>   (ceil(O*I/8),) uint8: row-major, eight weights a byte, highest bit first, 1 = kept
+  header          schema, recipe, pattern, per module shape and count, realised sparsity, provenance
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+
+from neuronrank.errors import ArtifactError, MismatchError
+from neuronrank.files import read_header, write_tensors
+
+SCHEMA = "neuronrank.masks/1"
+_RUN = "dvc repro prune"
+
+
+def pack(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the mask as bits, row-major."""
+    return np.packbits(keep.reshape(-1))
+
+
+def write_masks(path: Path, packed: dict[str, NDArray[np.uint8]], header: dict[str, Any]) -> None:
+    """Write packed masks and header.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    write_tensors(path, packed, {"schema": SCHEMA, **header})
+
+
+class MaskFile:
+    """Masks opened for reading; each is unpacked when asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header.
+
+        Raises:
+            ArtifactError: missing, corrupt, or of another schema.
+        """
+        self.path = path
+        self.header = read_header(path, SCHEMA, _RUN)
+        self._modules = {entry["weight"]: entry for entry in self.header["modules"]}
+        self._file: Any = safetensors.safe_open(path, framework="numpy")
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the masked weights."""
+        return sorted(self._modules)
+
+    def require_model(self, fingerprint: str, directory: Path) -> None:
+        """Refuse a model that the mask was not made for.
+
+        Raises:
+            MismatchError: names both models.
+        """
+        made_for = self.header["model"]["fingerprint"]
+        if made_for != fingerprint:
+            raise MismatchError(
+                f"{self.path}: made for model {made_for[:12]}…, {directory} holds {fingerprint[:12]}…. Run: {_RUN}"
+            )
+
+    def keep(self, weight: str) -> NDArray[np.bool_]:
+        """Return the (O, I) mask of one weight, True = kept.
+
+        Raises:
+            ArtifactError: the mask does not hold as many zeros as its header says.
+        """
+        entry = self._modules[weight]
+        n_out, n_in = entry["shape"]
+        packed = self._file.get_tensor(weight)
+        if packed.size != (n_out * n_in + 7) // 8:
+            raise ArtifactError(f"{self.path}: {weight} has {packed.size} bytes for a {n_out}x{n_in} mask. Run: {_RUN}")
+        keep = np.unpackbits(packed, count=n_out * n_in).astype(np.bool_).reshape(n_out, n_in)
+        removed = keep.size - int(np.count_nonzero(keep))
+        if removed != entry["n_removed"]:
+            raise ArtifactError(
+                f"{self.path}: {weight} removes {removed} weights, its header says {entry['n_removed']}. Run: {_RUN}"
+            )
+        return keep
