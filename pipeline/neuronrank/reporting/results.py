@@ -1,0 +1,135 @@
+"""What was measured, gathered: one row per text, pattern and recipe."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.comparison import Ratio, perplexity, perplexity_ratio
+from neuronrank.errors import ParamsError
+from neuronrank.files import read_json
+from neuronrank.losses import read_losses, read_losses_header
+from neuronrank.mask_store import MaskFile
+from neuronrank.reporting.params import ReportParams, SweepParams
+
+_RUN = "dvc repro"
+Losses = dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Directories that the report reads: `<recipe>/<pattern>` below each, `<recipe>` for scores."""
+
+    losses: Path
+    masks: Path
+    scores: Path
+    score_metrics: Path
+    prune_metrics: Path
+    eval_metrics: Path
+
+    def mask(self, recipe: str, pattern: str) -> MaskFile:
+        """Open the mask of one result.
+
+        Raises:
+            ArtifactError: missing or corrupt.
+        """
+        return MaskFile(self.masks / recipe / f"{pattern}.safetensors")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe with one pattern on one text; None where a figure does not apply."""
+
+    text: str
+    pattern: str
+    recipe: str
+    perplexity: float
+    to_dense: Ratio | None
+    to_reference: Ratio | None
+    sparsity: dict[str, float]
+    seconds: dict[str, float]
+
+
+def gather(inputs: Inputs, sweep: SweepParams, options: ReportParams) -> list[Row]:
+    """Return, for every text, the dense row and then every pattern and recipe of the sweep.
+
+    Raises:
+        ParamsError: the reference is not in the sweep.
+        ArtifactError: a result of the sweep is missing.
+        MismatchError: two results were measured on different windows.
+    """
+    if options.reference not in sweep.recipes:
+        raise ParamsError(f"report.reference: {options.reference!r} is not in sweep.recipes, so it is never evaluated")
+    dense = read_losses(inputs.losses / "dense.safetensors")
+    losses = {
+        (recipe, pattern): read_losses(inputs.losses / recipe / f"{pattern}.safetensors")
+        for pattern in sweep.patterns
+        for recipe in sweep.recipes
+    }
+    rows = []
+    for text, values in dense.items():
+        seconds = {"eval": float(read_json(inputs.eval_metrics / "dense.json", _RUN)["seconds"])}
+        nothing = {"selected": 0.0, "linears": 0.0, "model": 0.0}
+        rows.append(Row(text, "none", "dense", perplexity(values), None, None, nothing, seconds))
+        for (recipe, pattern), measured in losses.items():
+            reference = None if recipe == options.reference else losses[options.reference, pattern][text]
+            rows.append(
+                Row(
+                    text,
+                    pattern,
+                    recipe,
+                    perplexity(measured[text]),
+                    perplexity_ratio(measured[text], values, options.seed),
+                    None if reference is None else perplexity_ratio(measured[text], reference, options.seed),
+                    inputs.mask(recipe, pattern).header["sparsity"],
+                    _seconds(inputs, recipe, pattern),
+                )
+            )
+    return rows
+
+
+def _seconds(inputs: Inputs, recipe: str, pattern: str) -> dict[str, float]:
+    files = {
+        "score": inputs.score_metrics / f"{recipe}.json",
+        "prune": inputs.prune_metrics / recipe / f"{pattern}.json",
+        "eval": inputs.eval_metrics / recipe / f"{pattern}.json",
+    }
+    return {stage: float(read_json(path, _RUN)["seconds"]) for stage, path in files.items()}
+
+
+def flat(row: Row) -> dict[str, str | float]:
+    """Return a row as plain columns, empty where a figure does not apply."""
+    columns: dict[str, str | float] = {
+        "text": row.text,
+        "pattern": row.pattern,
+        "recipe": row.recipe,
+        "perplexity": row.perplexity,
+    }
+    for name, ratio in (("to_dense", row.to_dense), ("to_reference", row.to_reference)):
+        for field in fields(Ratio):
+            columns[f"{name}_{field.name}"] = getattr(ratio, field.name) if ratio else ""
+    columns |= {f"sparsity_{name}": share for name, share in row.sparsity.items()}
+    columns |= {f"{stage}_seconds": row.seconds.get(stage, "") for stage in ("score", "prune", "eval")}
+    return columns
+
+
+def protocol(inputs: Inputs) -> dict[str, str]:
+    """Return what the results were measured on, as the evaluation recorded it.
+
+    Raises:
+        ArtifactError: the dense model's losses are missing or corrupt.
+    """
+    header = read_losses_header(inputs.losses / "dense.safetensors")
+    windows = ", ".join(
+        f"{name}: {entry['n_windows']} windows of {entry['window_tokens']} tokens"
+        for name, entry in sorted(header["texts"].items())
+    )
+    source = {
+        key: value for key, value in header["model"]["source"].items() if key in ("source", "id", "path", "member")
+    }
+    return {
+        "Model": ", ".join(str(value) for value in source.values()),
+        "Model fingerprint": header["model"]["fingerprint"],
+        "Evaluation": f"{windows}; non-overlapping, mean token cross-entropy, {header['dtype']} on {header['device']}",
+    }
