@@ -1,0 +1,93 @@
+"""What every stage shares: help, logging, one-line errors, declared metrics."""
+
+import functools
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import psutil
+from tqdm import tqdm
+
+from neuronrank.errors import NeuronrankError
+from neuronrank.files import write_json
+
+InFile = click.Path(exists=True, dir_okay=False, path_type=Path)
+InDirectory = click.Path(exists=True, file_okay=False, path_type=Path)
+OutPath = click.Path(path_type=Path)
+
+log = logging.getLogger("neuronrank")
+Item = TypeVar("Item")
+Metrics = dict[str, Any]
+
+
+def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]], click.Command]:
+    """Make a click command of a function that does a stage's work and returns its metrics.
+
+    `example` is a command that runs, one option a line; it ends the help text.
+    Adds `--params` and `--metrics`; the metrics gain `seconds` (the work), `process_seconds` (since the interpreter
+    started) and `peak_rss_mib`. An error of ours ends the command with its message and exit code 1.
+    """
+
+    def decorate(work: Callable[..., Metrics]) -> click.Command:
+        @functools.wraps(work)
+        def run(metrics: Path, **options: Any) -> None:
+            logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{name}: %(message)s")
+            logging.getLogger("httpx").setLevel(logging.WARNING)
+            begin = time.perf_counter()
+            try:
+                measured = work(**options)
+                write_json(metrics, {**measured, **_costs(begin)})
+            except NeuronrankError as err:
+                raise click.ClickException("\n".join([str(err), *getattr(err, "__notes__", [])])) from err
+
+        command = click.command(
+            name,
+            context_settings={
+                "help_option_names": ["-h", "--help"],
+                "token_normalize_func": lambda token: token.replace("_", "-"),
+            },
+            epilog="\b\nExample:\n  " + " \\\n    ".join(example),
+        )(run)
+        command.params += [
+            click.Option(["--params"], type=InFile, default="params.yaml", show_default=True, help="Parameter file."),
+            click.Option(["--metrics"], type=OutPath, required=True, help="Where to write the stage's metrics."),
+        ]
+        return command
+
+    return decorate
+
+
+def _costs(begin: float) -> Metrics:
+    work = time.perf_counter() - begin
+    process = time.time() - psutil.Process().create_time()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+    return {"seconds": round(work, 3), "process_seconds": round(process, 3), "peak_rss_mib": round(peak, 1)}
+
+
+@contextmanager
+def progress_bar(total: int, what: str) -> Iterator[Callable[[int], object]]:
+    """Give a function that is called with how much was done; draws a bar on a terminal, else logs the end."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=what, leave=False) as bar:
+            yield bar.update
+        return
+    yield lambda _n: None
+    log.info("%s %d/%d", what, total, total)
+
+
+def progress(items: Iterator[Item], total: int, what: str) -> Iterator[Item]:
+    """Yield items behind a progress bar on a terminal, or with about ten log lines elsewhere."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, leave=False)
+        return
+    every = max(1, total // 10)
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done % every == 0 or done == total:
+            log.info("%s %d/%d", what, done, total)

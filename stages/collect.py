@@ -1,0 +1,72 @@
+"""Run the calibration documents through the model once and keep their statistics."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from neuronrank.checkpoint import ModelArtifact, open_model
+from neuronrank.collection import CollectParams, collect_layers
+from neuronrank.files import output_directory
+from neuronrank.params import lookup, read_params, validate
+from neuronrank.statistics_store import StatisticsWriter
+from neuronrank.streaming import StreamedModel
+from neuronrank.windows import Windows, read_windows, require_same_tokenizer
+from stages._command import InDirectory, Metrics, OutPath, progress, stage_command
+
+
+@stage_command(
+    "collect",
+    "python -m stages.collect",
+    "--model artifacts/model",
+    "--tokens artifacts/tokens/calibration",
+    "--out artifacts/statistics",
+    "--metrics metrics/collect.json",
+)
+@click.option("--model", type=InDirectory, required=True, help="What fetch left.")
+@click.option("--tokens", type=InDirectory, required=True, help="The calibration windows.")
+@click.option("--out", type=OutPath, required=True, help="Directory of the statistics artifact.")
+def main(model: Path, tokens: Path, out: Path, params: Path) -> Metrics:
+    """Collect the statistics of every decoder layer, one layer's weights in memory at a time."""
+    options = validate(CollectParams, lookup(read_params(params), "collect"), "collect")
+    opened = open_model(model)
+    windows = read_windows(tokens / "windows.safetensors")
+    require_same_tokenizer(windows, tokens, opened.tokenizer_sha256)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    streamed = StreamedModel(opened.weights_directory, getattr(torch, options.dtype), device)
+    n_layers, n_documents = len(streamed.layers), len(windows.token_ids)
+    modules: list[dict[str, Any]] = []
+
+    with output_directory(out) as partial:
+        writer = StatisticsWriter(partial, n_layers, n_documents)
+        writer.write_tokens(windows.token_ids)
+        layers = collect_layers(streamed, torch.from_numpy(windows.token_ids).long(), options.documents_per_batch)
+        for layer in progress(layers, n_layers, "layers"):
+            documents = {key: values.numpy() for key, values in layer.documents.items()}
+            writer.write_layer(layer.index, documents, {name: v.numpy() for name, v in layer.weights.items()})
+            modules += layer.modules
+        writer.finish(_manifest(opened, windows, options, modules, n_layers))
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    return {"calibration_tokens": windows.n_tokens, "artifact_mib": round(size / 2**20, 2), "device": device.type}
+
+
+def _manifest(
+    model: ModelArtifact, windows: Windows, options: CollectParams, modules: list[dict[str, Any]], n_layers: int
+) -> dict[str, Any]:
+    return {
+        "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
+        "calibration": {
+            "n_windows": len(windows.token_ids),
+            "window_tokens": windows.token_ids.shape[1],
+            "sha256": windows.sha256,
+            **{key: windows.header[key] for key in ("seed", "origins")},
+        },
+        "collect": {"dtype": options.dtype, "propagation": "dense"},
+        "n_layers": n_layers,
+        "modules": modules,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Measure the perplexity of the dense model or of a masked one."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from neuronrank.checkpoint import ModelArtifact, open_model
+from neuronrank.comparison import perplexity, perplexity_ratio
+from neuronrank.errors import ArtifactError
+from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
+from neuronrank.losses import read_losses, write_losses
+from neuronrank.mask_store import MaskFile
+from neuronrank.params import lookup, read_params, validate
+from neuronrank.windows import Windows, read_windows, require_same_tokenizer
+from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar, stage_command
+
+
+@stage_command(
+    "eval",
+    "python -m stages.eval",
+    "--model artifacts/model",
+    "--tokens artifacts/tokens/evaluation",
+    "--mask artifacts/masks/wanda/50pct.safetensors",
+    "--dense artifacts/losses/dense.safetensors",
+    "--losses artifacts/losses/wanda/50pct.safetensors",
+    "--metrics metrics/eval/wanda/50pct.json",
+)
+@click.option("--model", type=InDirectory, required=True, help="What fetch left.")
+@click.option("--tokens", type=InDirectory, required=True, help="The evaluation windows.")
+@click.option("--mask", type=InFile, help="What prune wrote; none measures the dense model.")
+@click.option("--dense", type=InFile, help="The dense model's losses, to compare with; needed with --mask.")
+@click.option("--losses", type=OutPath, required=True, help="Where to write the loss of every window.")
+def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losses: Path, params: Path) -> Metrics:
+    """Measure perplexity on every evaluation text, and its ratio to the dense model's."""
+    if (mask is None) != (dense is None):
+        raise click.UsageError("--mask and --dense go together")
+    options = validate(EvalParams, lookup(read_params(params), "eval"), "eval")
+    opened = open_model(model)
+    masks = None if mask is None else MaskFile(mask)
+    if masks is not None:
+        masks.require_model(opened.fingerprint, model)
+    texts = _read_texts(tokens, opened)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_model(opened.weights_directory, getattr(torch, options.dtype), device)
+    if masks is not None:
+        apply_masks_(network, masks)
+    measured = {}
+    for text, windows in texts.items():
+        with progress_bar(len(windows.token_ids), f"windows of {text}") as advance:
+            measured[text] = window_losses(network, windows.token_ids, options.windows_per_batch, advance)
+    write_losses(losses, measured, _header(opened, texts, options, device))
+
+    metrics: Metrics = {"perplexity": {text: round(perplexity(values), 4) for text, values in measured.items()}}
+    if masks is not None and dense is not None:
+        reference = read_losses(dense)
+        ratios = {text: perplexity_ratio(values, reference[text], options.seed) for text, values in measured.items()}
+        metrics["ratio_to_dense"] = {text: round(ratio.value, 4) for text, ratio in ratios.items()}
+        metrics["sparsity"] = {name: round(share, 6) for name, share in masks.header["sparsity"].items()}
+    return metrics
+
+
+def _read_texts(tokens: Path, model: ModelArtifact) -> dict[str, Windows]:
+    texts = {}
+    for path in sorted(tokens.glob("*.safetensors")):
+        texts[path.stem] = read_windows(path)
+        require_same_tokenizer(texts[path.stem], path, model.tokenizer_sha256)
+    if not texts:
+        raise ArtifactError(f"{tokens}: holds no evaluation windows. Run: dvc repro prepare")
+    return texts
+
+
+def _header(
+    model: ModelArtifact, texts: dict[str, Windows], options: EvalParams, device: torch.device
+) -> dict[str, Any]:
+    return {
+        "model": {"fingerprint": model.fingerprint, "source": model.description["source"]},
+        "dtype": options.dtype,
+        "device": device.type,
+        "texts": {
+            name: {"n_windows": len(w.token_ids), "window_tokens": w.token_ids.shape[1], "sha256": w.sha256}
+            for name, w in texts.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    main()

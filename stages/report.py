@@ -1,0 +1,54 @@
+"""Gather every result in tables, plots and one page."""
+
+from pathlib import Path
+
+import click
+
+from neuronrank.files import output_directory
+from neuronrank.params import lookup, read_params, validate
+from neuronrank.reporting.details import factor_percentiles, sparsity_by_layer
+from neuronrank.reporting.page import render
+from neuronrank.reporting.params import ReportParams, SweepParams
+from neuronrank.reporting.results import Inputs, flat, gather, protocol
+from neuronrank.reporting.tables import markdown, write_csv
+from stages._command import InDirectory, Metrics, OutPath, stage_command
+
+
+@stage_command(
+    "report",
+    "python -m stages.report",
+    "--artifacts artifacts",
+    "--measured metrics",
+    "--out artifacts/report",
+    "--metrics metrics/report.json",
+)
+@click.option("--artifacts", type=InDirectory, required=True, help="Holds losses/, masks/ and scores/.")
+@click.option("--measured", type=InDirectory, required=True, help="Holds the metrics of score, prune and eval.")
+@click.option("--out", type=OutPath, required=True, help="Directory to write.")
+def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
+    """Write table.md, results.csv, sparsity_by_layer.csv, factors.csv and index.html."""
+    read = read_params(params)
+    sweep = validate(SweepParams, lookup(read, "sweep"), "sweep")
+    options = validate(ReportParams, lookup(read, "report"), "report")
+    inputs = Inputs(
+        losses=artifacts / "losses",
+        masks=artifacts / "masks",
+        scores=artifacts / "scores",
+        score_metrics=measured / "score",
+        prune_metrics=measured / "prune",
+        eval_metrics=measured / "eval",
+    )
+    rows = gather(inputs, sweep, options)
+    sparsity, factors = sparsity_by_layer(inputs, sweep), factor_percentiles(inputs, sweep)
+    with output_directory(out) as partial:
+        write_csv(partial / "results.csv", [flat(row) for row in rows])
+        write_csv(partial / "sparsity_by_layer.csv", sparsity)
+        write_csv(partial / "factors.csv", factors)
+        (partial / "table.md").write_text(markdown(rows, options.reference), encoding="utf-8")
+        page = render(rows, sparsity, factors, options.reference, protocol(inputs))
+        (partial / "index.html").write_text(page, encoding="utf-8")
+    return {"rows": len(rows)}
+
+
+if __name__ == "__main__":
+    main()
