@@ -1,0 +1,126 @@
+"""Collection on a tiny model against plain hooks on a plain forward."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from neuronrank.collection import collect_layers
+from neuronrank.errors import NotFiniteError, UnknownName
+from neuronrank.statistics.document_sums import STATISTICS
+from neuronrank.streaming import StreamedModel, layout_of
+from tests import naive
+
+TOKENS = torch.randint(64, (5, 11), generator=torch.Generator().manual_seed(1))
+CPU = torch.device("cpu")
+
+
+def collect(directory, tokens=TOKENS, batch=2):
+    return list(collect_layers(StreamedModel(directory, torch.float32, CPU), tokens, batch))
+
+
+@pytest.fixture(scope="module")
+def layers(tiny_model):
+    return collect(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def caught(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()
+    return naive.activations(model, TOKENS.numpy(), [0, 1])
+
+
+def test_every_sum_of_every_tap_agrees_with_its_definition(layers, caught):
+    definitions = {
+        "sum": lambda x: x.sum(axis=1),
+        "sum_abs": lambda x: np.abs(x).sum(axis=1),
+        "sum_sq": lambda x: (x**2).sum(axis=1),
+    }
+    checked = 0
+    for layer in layers:
+        assert {tap for tap, _ in layer.documents} == set(STATISTICS)
+        for (tap, statistic), values in layer.documents.items():
+            expected = definitions[statistic](caught[layer.index, tap])
+            assert values.dtype == torch.float32
+            np.testing.assert_allclose(values.numpy(), expected, rtol=2e-5, atol=2e-5 * np.abs(expected).max())
+            checked += 1
+    assert checked == 2 * sum(len(statistics) for statistics in STATISTICS.values())
+
+
+def test_widths_follow_the_model_and_not_the_hidden_size(layers):
+    widths = {tap: values.shape[1] for (tap, _), values in layers[0].documents.items()}
+    assert widths == {
+        "attn_in": 24, "q_out": 32, "k_out": 16, "v_out": 16, "attn_ctx": 32, "mlp_in": 24, "neuron": 40, "mlp_mid": 40,
+    }  # fmt: skip
+
+
+def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    last = {}
+    handle = model.model.layers[-1].register_forward_hook(lambda _m, _x, y: last.update(hidden=y))
+    with torch.no_grad():
+        model(TOKENS, use_cache=False)
+    handle.remove()
+    streamed = StreamedModel(tiny_model, torch.float32, CPU)
+    (batch,) = streamed.start(TOKENS, documents_per_batch=5)
+    for index in range(2):
+        with streamed.loaded_layer(index) as layer:
+            streamed.advance(layer, index, batch)
+    assert torch.equal(batch.hidden, last["hidden"])
+
+
+def test_a_layer_holds_weights_only_while_it_runs(tiny_model):
+    streamed = StreamedModel(tiny_model, torch.float32, CPU)
+    assert all(p.is_meta for p in streamed.layers.parameters())
+    with streamed.loaded_layer(1) as layer:
+        assert not any(p.is_meta for p in layer.parameters())
+        assert all(p.is_meta for p in streamed.layers[0].parameters())
+    assert all(p.is_meta for p in streamed.layers.parameters())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_the_size_of_micro_batches_does_not_matter(tiny_model, layers, batch):
+    for one, other in zip(layers, collect(tiny_model, batch=batch), strict=True):
+        for key, values in one.documents.items():
+            torch.testing.assert_close(other.documents[key], values, rtol=1e-5, atol=1e-6)
+
+
+def test_fewer_documents_are_a_prefix(tiny_model, layers):
+    for one, other in zip(layers, collect(tiny_model, tokens=TOKENS[:2]), strict=True):
+        for key, values in one.documents.items():
+            assert torch.equal(other.documents[key], values[:2])
+
+
+def test_weight_sums_are_those_of_rows_and_columns(tiny_model, layers):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().double().numpy()  # (40, 24)
+    sums = {key.rpartition(".")[2]: values.numpy() for key, values in layers[1].weights.items() if "up_proj" in key}
+    np.testing.assert_allclose(sums["row_sum_abs"], np.abs(weight).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(sums["row_sum_sq"], (weight**2).sum(1), rtol=1e-6)
+    np.testing.assert_allclose(sums["row_max_abs"], np.abs(weight).max(1), rtol=1e-6)
+    np.testing.assert_allclose(sums["column_sum_abs"], np.abs(weight).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(sums["column_sum_sq"], (weight**2).sum(0), rtol=1e-6)
+    np.testing.assert_allclose(sums["column_max_abs"], np.abs(weight).max(0), rtol=1e-6)
+
+
+def test_nan_weights_are_named(tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[3, 5] = torch.nan
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NotFiniteError, match=r"model\.layers\.1\.self_attn\.k_proj\.weight: 1 of 384 weights are NaN"):
+        collect(tmp_path)
+
+
+def test_activations_that_overflow_are_named(tiny_model, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.fill_(1e38)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(NotFiniteError, match=r"layer 0: sum_sq of tap 'mlp_mid' is NaN or infinite in \d+ of 40"):
+        collect(tmp_path)
+
+
+def test_an_unknown_architecture_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownName, match=r"architecture 'bert': not supported; supported: llama"):
+        layout_of("bert")
