@@ -1,0 +1,1 @@
+"""Tests: hand-computed goldens, naive references, real DVC."""

@@ -1,6 +1,7 @@
 """A tiny trained-nowhere Llama whose widths all differ, a tokenizer and texts, all made on the spot."""
 
 import json
+import shutil
 import socket
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = "the cat sat on a mat while seven dogs ran over green hills and sang old songs of rain".split()
+from tests.project import Project, tiny_params
+
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "over", "green", "hills", "and", "sang", "old", "songs", "of", "rain"]
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +77,18 @@ def tiny_texts(tmp_path_factory) -> Path:
                 text = tiny_text(100 * number + document, 60 + 7 * document)
                 file.write(json.dumps({"text": text}) + "\n")
     return directory
+
+
+@pytest.fixture(scope="session")
+def finished_project(tiny_model, tiny_texts, tmp_path_factory) -> Project:
+    """Every stage has run once. Read only: a test that changes it copies it first."""
+    project = Project(tmp_path_factory.mktemp("project"), tiny_params(tiny_model, tiny_texts))
+    project.run_all()
+    return project
+
+
+@pytest.fixture
+def project(finished_project, tiny_model, tiny_texts, tmp_path) -> Project:
+    """A copy of the finished project, to be damaged."""
+    shutil.copytree(finished_project.root, tmp_path / "project")
+    return Project(tmp_path / "project", tiny_params(tiny_model, tiny_texts))

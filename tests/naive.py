@@ -17,7 +17,12 @@ def activations(model: nn.Module, token_ids: np.ndarray, layers: list[int]) -> d
     handles = []
     for index in layers:
         attention, mlp = model.model.layers[index].self_attn, model.model.layers[index].mlp
-        inputs = {"attn_in": attention.v_proj, "attn_ctx": attention.o_proj, "mlp_in": mlp.up_proj, "mlp_mid": mlp.down_proj}
+        inputs = {
+            "attn_in": attention.v_proj,
+            "attn_ctx": attention.o_proj,
+            "mlp_in": mlp.up_proj,
+            "mlp_mid": mlp.down_proj,
+        }
         outputs = {"q_out": attention.q_proj, "k_out": attention.k_proj, "v_out": attention.v_proj}
         for tap, module in inputs.items():
             handles.append(module.register_forward_pre_hook(lambda _m, x, key=(index, tap): keep(key, x[0])))
@@ -25,9 +30,7 @@ def activations(model: nn.Module, token_ids: np.ndarray, layers: list[int]) -> d
             handles.append(module.register_forward_hook(lambda _m, _x, y, key=(index, tap): keep(key, y)))
         gate = mlp.gate_proj  # a = phi(g), from the gate's own output
         handles.append(
-            gate.register_forward_hook(
-                lambda _m, _x, y, key=(index, "neuron"): keep(key, nn.functional.silu(y))
-            )
+            gate.register_forward_hook(lambda _m, _x, y, key=(index, "neuron"): keep(key, nn.functional.silu(y)))
         )
     with torch.no_grad():
         for document in token_ids:

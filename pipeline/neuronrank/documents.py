@@ -27,7 +27,7 @@ def write_documents(path: Path, documents: Iterable[Document]) -> int:
     """
     seen: set[str] = set()
     with output_file(path) as partial:
-        with partial.open("w", encoding="utf-8") as file:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
             for document in documents:
                 if document.id in seen:
                     raise SourceError(f"{path.stem}: the id {document.id!r} comes twice; ids must be unique")
@@ -45,8 +45,8 @@ def read_documents(path: Path) -> list[Document]:
         ArtifactError: missing, or a line that is not such a document.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return [Document(**json.loads(line)) for line in lines]
+        with path.open(encoding="utf-8", newline="\n") as file:  # other separators may stand inside a text
+            return [Document(**json.loads(line)) for line in file]
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: not found. Run: dvc repro fetch@text") from err
     except (ValueError, TypeError) as err:

@@ -1,6 +1,7 @@
 """GGUF -> an ordinary Hugging Face directory, through transformers' own reader."""
 
 import logging
+import struct
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             folder, gguf_file=name, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True)
         )
-    except (ValueError, KeyError, OSError, RuntimeError) as err:
+    except (ValueError, LookupError, OSError, RuntimeError, struct.error) as err:
         raise SourceError(f"{path}: transformers cannot convert it: {' '.join(str(err).split())}") from err
     with explain_write_errors(out):
         model.save_pretrained(out)

@@ -1,0 +1,39 @@
+"""Statistics artifacts with numbers that a test writes by hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+from neuronrank.statistics_store import Statistics, StatisticsWriter
+
+WINDOW_TOKENS = 10
+
+
+def module(name: str, part: str, shape: tuple[int, int], input_tap: str, neuron_tap: str, axis: str) -> dict:
+    """One entry of a manifest's modules, in layer 0."""
+    return {
+        "name": name,
+        "layer": 0,
+        "part": part,
+        "shape": list(shape),
+        "input_tap": input_tap,
+        "neuron_tap": neuron_tap,
+        "neuron_axis": axis,
+    }
+
+
+def statistics(directory: Path, sums: dict[tuple[str, str], list], modules: list[dict]) -> Statistics:
+    """Write one layer of (tap, statistic) -> (D, C) sums and open it."""
+    arrays = {key: np.asarray(values, dtype=np.float32) for key, values in sums.items()}
+    n_documents = len(next(iter(arrays.values())))
+    writer = StatisticsWriter(directory, n_layers=1, n_documents=n_documents)
+    writer.write_layer(0, arrays, {})
+    writer.finish(
+        {
+            "model": {"fingerprint": "f" * 64},
+            "calibration": {"n_windows": n_documents, "window_tokens": WINDOW_TOKENS, "sha256": "c" * 64},
+            "n_layers": 1,
+            "modules": modules,
+        }
+    )
+    return Statistics(directory)
