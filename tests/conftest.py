@@ -12,7 +12,27 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.project import Project, tiny_params
 
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "while", "seven", "dogs", "ran", "over", "green", "hills", "and", "sang", "old", "songs", "of", "rain"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "seven",
+    "dogs",
+    "ran",
+    "over",
+    "green",
+    "hills",
+    "and",
+    "sang",
+    "old",
+    "songs",
+    "of",
+    "rain",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,163 @@
+"""Real `dvc repro` on the tiny model: which stages run after which change, and sharing through a remote."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.imports import ROOT
+from tests.project import tiny_params
+
+pytestmark = pytest.mark.e2e
+
+PROJECT_FILES = ("dvc.yaml", ".dvcignore", "artifacts/.gitignore")
+ALL = {
+    *("fetch@model", "fetch@text", "prepare", "collect", "eval_dense", "report"),
+    *("score@wanda", "score@hybrid", "prune@wanda-50pct", "prune@hybrid-50pct"),
+    *("eval@wanda-50pct", "eval@hybrid-50pct"),
+}
+
+
+class Repository:
+    """A git and DVC repository with the project's pipeline and tiny parameters."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
+            "HOME": str(root.parent),
+            "PYTHONPATH": str(root / "pipeline"),
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def git(self, *command: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
+        return self.run("git", *identity, *command)
+
+    def dvc(self, *command: str) -> str:
+        return self.run(sys.executable, "-m", "dvc", *command)
+
+    def repro(self, *arguments: str) -> set[str]:
+        """Run the pipeline and return the stages that did."""
+        return set(re.findall(r"Running stage '([^']+)'", self.dvc("repro", *arguments)))
+
+    def read_params(self) -> dict:
+        return yaml.safe_load((self.root / "params.yaml").read_text())
+
+    def write_params(self, params: dict) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_model, tiny_texts, tmp_path_factory) -> Repository:
+    root = tmp_path_factory.mktemp("e2e") / "repository"
+    root.mkdir()
+    ignore = shutil.ignore_patterns("__pycache__")
+    for folder in ("stages", "pipeline"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
+    for name in PROJECT_FILES:
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / name, root / name)
+    shutil.copytree(tiny_model, root / "inputs/model")
+    shutil.copytree(tiny_texts, root / "inputs/texts")
+    repository = Repository(root)
+    repository.write_params(tiny_params(Path("inputs/model"), Path("inputs/texts")))
+    repository.git("init", "--quiet")
+    repository.dvc("init", "--quiet")
+    assert repository.repro() == ALL
+    repository.git("add", ".")
+    repository.git("commit", "--quiet", "--message", "Everything ran")
+    return repository
+
+
+def test_nothing_runs_when_nothing_changed(repository):
+    assert repository.repro() == set()
+    assert repository.dvc("status").strip() == "Data and pipelines are up to date."
+
+
+def test_an_exponent_runs_its_recipe_from_score_on(repository):
+    params = repository.read_params()
+    params["recipes"]["hybrid"]["mlp"]["idf_exp"] = 2.0
+    repository.write_params(params)
+    assert repository.repro() == {"score@hybrid", "prune@hybrid-50pct", "eval@hybrid-50pct", "report"}
+
+
+def test_a_scoring_file_runs_the_recipes_that_use_it(repository):
+    scoring = repository.root / "pipeline/neuronrank/scoring/neuronrank_tfidf.py"
+    source = scoring.read_text()
+    changed = source.replace("+ 1)) + 1\n", "+ 1)) + 2\n")
+    assert changed != source
+    scoring.write_text(changed)
+    assert repository.repro() == {"score@hybrid", "prune@hybrid-50pct", "eval@hybrid-50pct", "report"}
+
+
+def test_the_calibration_seed_runs_all_but_fetch_and_the_dense_evaluation(repository):
+    params = repository.read_params()
+    params["prepare"]["seed"] = 1
+    repository.write_params(params)
+    assert repository.repro() == ALL - {"fetch@model", "fetch@text", "eval_dense"}
+
+
+def test_evaluation_windows_run_only_evaluation(repository):
+    params = repository.read_params()
+    params["prepare"]["evaluation_windows"] = 4
+    repository.write_params(params)
+    expected = {"prepare", "eval_dense", "eval@wanda-50pct", "eval@hybrid-50pct", "report"}
+    assert repository.repro() == expected
+
+
+def test_metrics_and_plots_are_read_by_dvc(repository, tmp_path):
+    shown = repository.dvc("metrics", "show", "--md")
+    assert "| metrics/eval/hybrid/50pct.json" in shown.replace("| Path", "").replace("  ", " ") or "hybrid" in shown
+    for column in ("perplexity.wiki", "ratio_to_dense.news", "sparsity.selected", "seconds"):
+        assert column in shown
+    assert "perplexity.wiki" in repository.dvc("exp", "show", "--csv")
+    repository.dvc("plots", "show", "--out", str(tmp_path / "plots"))
+    page = (tmp_path / "plots/index.html").read_text()
+    for title in ("Perplexity by recipe", "Sparsity by layer", "Score factors"):
+        assert title in page
+
+
+def test_a_team_scores_from_a_pulled_artifact_without_collecting(repository, tmp_path):
+    repository.git("add", ".")
+    repository.git("commit", "--quiet", "--message", "Current")
+    repository.dvc("remote", "add", "--default", "--force", "shared", str(tmp_path / "remote"))
+    repository.dvc("push")
+    repository.git("add", ".")
+    repository.git("commit", "--quiet", "--message", "Share")
+    repository.git("clone", "--quiet", str(repository.root), str(tmp_path / "clone"))
+    clone = Repository(tmp_path / "clone")
+    clone.dvc("pull")
+    assert clone.repro() == set()
+    params = clone.read_params()
+    params["recipes"]["hybrid"]["mlp"]["idf_exp"] = 3.0
+    clone.write_params(params)
+    assert clone.repro() == {"score@hybrid", "prune@hybrid-50pct", "eval@hybrid-50pct", "report"}
+
+
+def test_a_failing_stage_leaves_no_half_written_output(repository):
+    params = repository.read_params()
+    params["patterns"]["50pct"]["sparsity"] = 1.5
+    repository.write_params(params)
+    command = [sys.executable, "-m", "dvc", "repro"]
+    done = subprocess.run(
+        command, cwd=repository.root, env=repository.environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "patterns.50pct.sparsity" in done.stderr
+    assert not list((repository.root / "artifacts").rglob(".*partial"))
+    params["patterns"]["50pct"]["sparsity"] = 0.5
+    repository.write_params(params)
+    assert repository.repro() == set()  # everything comes back from DVC's cache

@@ -1,0 +1,152 @@
+"""The rules that keep the cache honest: what a stage imports is what its deps name, and rooms stay apart."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neuronrank import registry
+from tests.imports import ROOT, first_party_closure, imported_modules, rooms_loaded
+
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+LIBRARY = ROOT / "pipeline" / "neuronrank"
+TEMPLATED = {
+    "model_sources": "pipeline/neuronrank/${item.what}_sources",
+    "text_sources": "pipeline/neuronrank/${item.what}_sources",
+    "models": "pipeline/neuronrank/models/${model.architecture}.py",
+    "scoring": "pipeline/neuronrank/scoring/${item.attention.method}.py",
+    "masks": "pipeline/neuronrank/masks",
+}
+
+
+def stage_definitions():
+    for name, stage in PIPELINE.items():
+        yield name, stage.get("do", stage)
+
+
+def module_of(definition) -> str:
+    return definition["cmd"].split("stages.")[1].split()[0]
+
+
+def covered(path: Path, deps: list[str]) -> bool:
+    relative = path.relative_to(ROOT)
+    return any(relative == Path(dep) or Path(dep) in relative.parents for dep in deps)
+
+
+@pytest.mark.parametrize(("name", "definition"), list(stage_definitions()), ids=list(PIPELINE))
+def test_every_file_that_a_stage_imports_is_in_its_deps(name, definition):
+    files = first_party_closure(ROOT / "stages" / f"{module_of(definition)}.py")
+    assert len(files) > 8
+    deps = definition["deps"]
+    rooms = rooms_loaded(files)
+    for room in rooms:
+        assert TEMPLATED[room] in deps, f"{name}: loads files of {room} by name; add {TEMPLATED[room]} to its deps"
+        for member in registry.names(room):  # what a room's files import beside themselves
+            files |= first_party_closure(LIBRARY / room / f"{member}.py") - {LIBRARY / room / f"{member}.py"}
+    missing = [str(path.relative_to(ROOT)) for path in sorted(files) if not covered(path, deps)]
+    templated = {LIBRARY / room / "__init__.py" for room in ("model_sources", "text_sources") if room in rooms}
+    missing = [path for path in missing if ROOT / path not in templated]
+    assert not missing, f"{name}: add {missing} to deps in dvc.yaml"
+
+
+@pytest.mark.parametrize(("name", "definition"), list(stage_definitions()), ids=list(PIPELINE))
+def test_every_dep_on_code_is_needed(name, definition):
+    files = first_party_closure(ROOT / "stages" / f"{module_of(definition)}.py")
+    for room in rooms_loaded(files):
+        for member in registry.names(room):
+            files |= first_party_closure(LIBRARY / room / f"{member}.py")
+    for dep in definition["deps"]:
+        if dep.startswith(("pipeline/", "stages/")) and "${" not in dep:
+            assert any(covered(path, [dep]) for path in files), f"{name}: does not import {dep}"
+
+
+def test_both_parts_of_a_recipe_name_their_method_file():
+    assert "pipeline/neuronrank/scoring/${item.mlp.method}.py" in PIPELINE["score"]["do"]["deps"]
+
+
+def test_collect_does_not_depend_on_what_comes_after():
+    closure = {path.relative_to(LIBRARY).parts[0] for path in collect_files() if path.is_relative_to(LIBRARY)}
+    assert not closure & {"scoring", "masks", "evaluation.py", "reporting", "text_sources", "model_sources"}
+
+
+def collect_files():
+    return first_party_closure(ROOT / "stages" / "collect.py")
+
+
+FORBIDDEN = {
+    "scoring": {"torch", "transformers", "click", "neuronrank.masks", "neuronrank.checkpoint"},
+    "masks": {"torch", "transformers", "click", "neuronrank.scoring", "neuronrank.statistics_store"},
+    "models": {"torch", "transformers", "numpy"},
+    "statistics": {"zarr", "safetensors", "transformers", "neuronrank.files"},
+}
+
+
+@pytest.mark.parametrize("room", sorted(FORBIDDEN))
+def test_rooms_stay_apart(room):
+    files = sorted((LIBRARY / room).glob("*.py"))
+    assert len(files) > 1
+    for path in files:
+        found = imported_modules(path) & FORBIDDEN[room]
+        assert not found, f"{path.name} imports {found}"
+        siblings = {f"neuronrank.{room}.{name}" for name in registry.names(room)}
+        assert not imported_modules(path) & siblings, f"{path.name} imports another file of its room"
+
+
+def test_every_method_and_rule_names_its_source_and_what_differs():
+    checked = 0
+    for room in ("scoring", "masks"):
+        for name in registry.names(room):
+            described = registry.load(room, name).__doc__
+            assert "Source:" in described, name
+            assert "Differs:" in described, name
+            checked += 1
+    assert checked == 5
+
+
+def test_reading_artifacts_needs_neither_torch_nor_transformers():
+    script = (
+        "import sys, neuronrank.statistics_store, neuronrank.score_store, neuronrank.mask_store, neuronrank.scores;"
+        "from neuronrank import registry; [registry.load('scoring', name) for name in registry.names('scoring')];"
+        "sys.exit(int(bool({'torch', 'transformers'} & set(sys.modules))))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_the_shipped_parameters_are_sound():
+    from neuronrank.project import check_params
+
+    assert check_params(ROOT / "params.yaml") == (4, 2)
+
+
+def test_every_fault_of_a_parameter_file_is_told_at_once(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["colect"] = params.pop("collect")
+    params["prepare"]["window_tokens"] = 1
+    params["recipes"]["wanda"]["mlp"]["methd"] = 1
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as caught:
+        check_params(tmp_path / "params.yaml")
+    message = str(caught.value)
+    assert "colect: unknown section, did you mean 'collect'?" in message
+    assert "params: no 'collect', did you mean 'colect'?" in message
+    assert "prepare.window_tokens: found 1; input should be greater than or equal to 2" in message
+    assert "recipes.wanda.mlp.methd: unknown key, did you mean 'method'?" in message
+
+
+def test_names_that_the_sweep_uses_must_exist(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["sweep"]["recipes"] = ["wanda", "hybird"]
+    params["report"]["reference"] = "magnitude"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as caught:
+        check_params(tmp_path / "params.yaml")
+    assert "sweep.recipes: 'hybird' is not in recipes, did you mean 'hybrid'?" in str(caught.value)
+    assert "report.reference: 'magnitude' is not in sweep.recipes" in str(caught.value)
