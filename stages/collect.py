@@ -10,7 +10,7 @@ from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.collection import CollectParams, collect_layers
 from neuronrank.files import output_directory
 from neuronrank.params import lookup, read_params, validate
-from neuronrank.statistics_store import StatisticsWriter
+from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.streaming import StreamedModel
 from neuronrank.windows import Windows, read_windows, require_same_tokenizer
 from stages._command import InDirectory, Metrics, OutPath, progress, stage_command

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuronrank.statistics_store import Statistics, StatisticsWriter
+from neuronrank.statistics_store import Statistics
+from neuronrank.statistics_writer import StatisticsWriter
 
 WINDOW_TOKENS = 10
 

@@ -3,7 +3,6 @@
 Needs `artifacts/model`, `artifacts/text` and `artifacts/statistics`: `make test-slow` makes them first.
 """
 
-
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The statistics artifact: written layer by layer, read without torch and without the model.
+"""The statistics artifact, read without torch and without the model; `statistics_writer.py` writes it.
 
     artifacts/statistics/
       manifest.json        schema, provenance, modules and taps; written last, so that its presence means "complete"
@@ -10,7 +10,6 @@ default settings, for people who open the store with plain zarr: `wanda_sum_sq`,
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import check_schema, read_json, write_json, write_tensors
+from neuronrank.files import check_schema, read_json
 from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
 
 SCHEMA = "neuronrank.statistics/1"
@@ -31,107 +29,16 @@ _BLOCK_BYTES = 256 << 20
 """How much of one array is read at once, unless one layer alone is larger."""
 
 
-_TOTALS = {"sum_sq": "wanda_sum_sq", "sum_abs": "tf_sum"}
+TOTALS = {"sum_sq": "wanda_sum_sq", "sum_abs": "tf_sum"}
 """Sums over documents that are kept beside the per-document sums."""
 
 
-_DERIVED_FROM = {**{derived: source for source, derived in _TOTALS.items()}, "df_count": "sum_abs"}
+_DERIVED_FROM = {**{derived: source for source, derived in TOTALS.items()}, "df_count": "sum_abs"}
 
 
-class StatisticsWriter:
-    """Fills a directory with the statistics of one model, layer after layer."""
-
-    def __init__(self, directory: Path, n_layers: int, n_documents: int) -> None:
-        self._directory = directory
-        self._n_layers, self._n_documents = n_layers, n_documents
-        self._root = zarr.open_group(directory / "taps.zarr", mode="w", zarr_format=3)
-        self._weights: dict[str, NDArray[np.float32]] = {}
-
-    def write_tokens(self, token_ids: NDArray[np.int32]) -> None:
-        """Keep the calibration tokens, so that every document axis can be read back as text."""
-        array = self._create("token_ids", token_ids.shape, token_ids.shape, "int32")
-        array.attrs.update({"axes": ["document", "token"], "units": "token id"})
-        array[:] = token_ids
-
-    def write_layer(
-        self, index: int, documents: Mapping[tuple[str, str], NDArray[np.float32]], weights: Mapping[str, Any]
-    ) -> None:
-        """Write one layer's sums, each as one chunk.
-
-        Args:
-            index: which layer.
-            documents: (tap, statistic) -> (N, C).
-            weights: name -> vector.
-
-        Raises:
-            MismatchError: a tap has another width than in an earlier layer.
-        """
-        for (tap, statistic), values in documents.items():
-            name = f"{tap}/{statistic}"
-            if name not in self._root:
-                shape = (self._n_layers, *values.shape)
-                array = self._create(name, shape, (1, *values.shape), "float32")
-                units = "activation^2" if statistic == "sum_sq" else "activation"
-                array.attrs.update({"axes": ["layer", "document", "channel"], "units": units, "over": "tokens"})
-            array = _array(self._root, name)
-            if array.shape[2] != values.shape[1]:
-                raise MismatchError(
-                    f"layer {index}: tap {tap!r} has {values.shape[1]} channels, {array.shape[2]} in earlier layers"
-                )
-            array[index] = values
-        self._weights.update(weights)
-
-    def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the derived arrays, the weight vectors and, last, the manifest.
-
-        Args:
-            manifest: provenance and modules; the schema and the taps are added here.
-        """
-        taps: dict[str, Any] = {}
-        for tap, group in self._root.groups():
-            names = sorted(name for name, _ in group.arrays())
-            taps[tap] = {"channels": int(_array(group, names[0]).shape[2]), "statistics": names}
-            for name in names:
-                self._derive(tap, name, _array(group, name))
-        write_tensors(self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA})
-        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, "taps": taps})
-
-    def _derive(self, tap: str, statistic: str, source: Any) -> None:
-        layers = range(self._n_layers)
-        if statistic in _TOTALS:
-            totals = np.stack([_total(source[layer]) for layer in layers])
-            what = "a^2" if statistic == "sum_sq" else "|a|"
-            definition = f"sum over all calibration tokens of {what}"
-            self._write_derived(f"{tap}/{_TOTALS[statistic]}", totals, source.attrs["units"], definition)
-        if statistic == "sum_abs":
-            counts = np.stack([document_frequency(source[layer], DEFAULT_QUANTILE) for layer in layers]).astype(
-                np.int32
-            )
-            definition = f"documents whose mean |a| reaches the {DEFAULT_QUANTILE} quantile pooled over the tap"
-            self._write_derived(f"{tap}/df_count", counts, "document", definition)
-
-    def _write_derived(self, name: str, values: NDArray[Any], units: str, definition: str) -> None:
-        array = self._create(name, values.shape, values.shape, str(values.dtype))
-        array.attrs.update({"axes": ["layer", "channel"], "units": units, "definition": definition, "derived": True})
-        array[:] = values
-
-    def _create(self, name: str, shape: Any, chunks: Any, dtype: str) -> Any:
-        # A chunk that is missing reads as the fill value: one that no sum and no count can have.
-        fill = math.nan if dtype.startswith("float") else -1
-        # lz4 with bit shuffling: 1.2 times smaller than raw float32 at over 600 MB/s; zarr's default gains less.
-        codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-        return self._root.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, compressors=[codec]
-        )
-
-
-def _total(documents: NDArray[np.float32]) -> NDArray[np.float64]:
+def total(documents: NDArray[np.float32]) -> NDArray[np.float64]:
     """Sum over documents in float64."""
     return np.asarray(documents.sum(axis=0, dtype=np.float64))
-
-
-def _array(group: zarr.Group, name: str) -> Any:
-    return group[name]
 
 
 @dataclass(frozen=True)
@@ -176,10 +83,10 @@ class TapStatistics:
         Raises:
             ArtifactError: the artifact does not hold this statistic of this tap.
         """
-        derived = _TOTALS.get(statistic)
+        derived = TOTALS.get(statistic)
         if derived and self.n_documents == self._store.n_documents:
             return np.asarray(self._store.layer_values(self._layer, self._tap, derived))
-        return _total(self.documents(statistic))
+        return total(self.documents(statistic))
 
     def document_frequency(self, quantile: float) -> NDArray[np.int64]:
         """Return (C,) counts of documents whose mean |a| reaches the quantile pooled over the tap.
@@ -254,7 +161,7 @@ class Statistics:
                 held = ", ".join(self.manifest["taps"].get(tap, {}).get("statistics", [])) or "nothing"
                 needed = _DERIVED_FROM.get(statistic, statistic)
                 raise ArtifactError(f"{self.directory}: tap {tap!r} holds {held}, {needed!r} is needed. Run: {_RUN}")
-            self._arrays[name] = _array(self._root, name)
+            self._arrays[name] = self._root[name]
         return self._arrays[name]
 
     def _read(self, array: Any, layers: slice) -> NDArray[Any]:
