@@ -60,7 +60,7 @@ def _manifest(
             "n_windows": len(windows.token_ids),
             "window_tokens": windows.token_ids.shape[1],
             "sha256": windows.sha256,
-            **{key: windows.header[key] for key in ("seed", "origins")},
+            **{key: windows.header[key] for key in ("seed", "sources", "origins")},
         },
         "collect": {"dtype": options.dtype, "propagation": "dense"},
         "n_layers": n_layers,

@@ -79,8 +79,13 @@ def _header(
         "dtype": options.dtype,
         "device": device.type,
         "texts": {
-            name: {"n_windows": len(w.token_ids), "window_tokens": w.token_ids.shape[1], "sha256": w.sha256}
-            for name, w in texts.items()
+            name: {
+                "n_windows": len(windows.token_ids),
+                "window_tokens": windows.token_ids.shape[1],
+                "sources": windows.header["sources"],
+                "sha256": windows.sha256,
+            }
+            for name, windows in texts.items()
         },
     }
 

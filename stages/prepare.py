@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from neuronrank.checkpoint import ModelArtifact, open_model
-from neuronrank.documents import read_documents
+from neuronrank.documents import Document, read_documents
 from neuronrank.errors import MismatchError
 from neuronrank.files import output_directory
 from neuronrank.params import lookup, read_params, validate
@@ -46,22 +46,31 @@ def main(model: Path, text: Path, calibration: Path, evaluation: Path, params: P
             seed=options.seed,
         )
         _require_in_vocabulary(opened, int(ids.max()))
-        write_windows(partial / "windows.safetensors", ids, {**shared, "seed": options.seed, "origins": origins})
+        write_windows(
+            partial / "windows.safetensors",
+            ids,
+            {**shared, "seed": options.seed, "sources": _sources(documents), "origins": origins},
+        )
         measured["calibration_tokens"] = int(ids.size)
 
     with output_directory(evaluation) as partial:
         for path in sorted((text / "evaluation").glob("*.jsonl")):
+            documents = read_documents(path)
             ids = evaluation_windows(
-                read_documents(path),
+                documents,
                 tokenizer,
                 n=options.evaluation_windows,
                 window_tokens=options.window_tokens,
                 name=path.stem,
             )
             _require_in_vocabulary(opened, int(ids.max()))
-            write_windows(partial / f"{path.stem}.safetensors", ids, {**shared, "text": path.stem})
+            write_windows(partial / f"{path.stem}.safetensors", ids, {**shared, "sources": _sources(documents)})
             measured[f"evaluation_tokens_{path.stem}"] = int(ids.size)
     return measured
+
+
+def _sources(documents: list[Document]) -> list[str]:
+    return sorted({document.source for document in documents})
 
 
 def _require_in_vocabulary(model: ModelArtifact, largest: int) -> None:

@@ -39,7 +39,7 @@ def main(pattern: str, model: Path, scores: Path, out: Path, params: Path) -> Me
         modules.append(mask.describe())
         log.debug("%s: removed %d/%d", mask.name, mask.n_removed, mask.keep.size)
     sparsity = realised_sparsity(modules, header, opened.n_parameters)
-    provenance = {name: header[name] for name in ("recipe", "parts", "model", "calibration_sha256")}
+    provenance = {name: header[name] for name in ("recipe", "parts", "model", "calibration", "collect")}
     described = {"name": pattern, **chosen.params.model_dump(mode="json")}
     write_masks(out, packed, {**provenance, "pattern": described, "modules": modules, "sparsity": sparsity})
     return {"sparsity": sparsity, "removed": sum(module["n_removed"] for module in modules)}

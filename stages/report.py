@@ -45,7 +45,7 @@ def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
         write_csv(partial / "sparsity_by_layer.csv", sparsity)
         write_csv(partial / "factors.csv", factors)
         (partial / "table.md").write_text(markdown(rows, options.reference), encoding="utf-8")
-        page = render(rows, sparsity, factors, options.reference, protocol(inputs))
+        page = render(rows, sparsity, factors, options.reference, protocol(inputs, sweep))
         (partial / "index.html").write_text(page, encoding="utf-8")
     return {"rows": len(rows)}
 

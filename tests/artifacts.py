@@ -33,6 +33,7 @@ def statistics(directory: Path, sums: dict[tuple[str, str], list], modules: list
         {
             "model": {"fingerprint": "f" * 64},
             "calibration": {"n_windows": n_documents, "window_tokens": WINDOW_TOKENS, "sha256": "c" * 64},
+            "collect": {"dtype": "float32", "propagation": "dense"},
             "n_layers": 1,
             "modules": modules,
         }

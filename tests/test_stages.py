@@ -313,3 +313,13 @@ def test_a_mask_whose_bits_and_header_disagree_is_refused(project):
     content[-3] ^= 0b00010000
     path.write_bytes(content)
     refused(project.eval("wanda", "50pct"), "removes", "its header says")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(1.0, "1.00"), (13.96, "14.0"), (101.4, "101"), (0.04567, "0.0457"), (2024.4, "2024"), (9.999, "10.00")],
+)
+def test_ratios_have_three_digits(value, shown):
+    from neuronrank.reporting.tables import three_digits
+
+    assert three_digits(value) == shown

@@ -84,5 +84,6 @@ def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> di
         ],
         "n_layers": manifest["n_layers"],
         "model": manifest["model"],
-        "calibration_sha256": manifest["calibration"]["sha256"],
+        "calibration": {key: value for key, value in manifest["calibration"].items() if key != "origins"},
+        "collect": manifest["collect"],
     }

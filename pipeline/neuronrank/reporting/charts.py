@@ -13,6 +13,8 @@ from neuronrank.reporting.results import Row
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "neuronrank", "svg.fonttype": "none", "font.size": 9, "axes.axisbelow": True})
 
+_PANELS_A_ROW = 3
+
 
 def _svg(figure: Figure) -> str:
     target = io.StringIO()
@@ -21,10 +23,15 @@ def _svg(figure: Figure) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _grid(n_columns: int, height: float) -> tuple[Figure, list[Any]]:
-    figure = Figure(figsize=(4.6 * n_columns, height), layout="constrained")
-    axes = figure.subplots(1, n_columns, squeeze=False)[0]
-    return figure, list(axes)
+def _grid(n_panels: int, height: float) -> tuple[Figure, list[Any]]:
+    """Return a figure with at most three panels a row."""
+    n_columns = min(n_panels, _PANELS_A_ROW)
+    n_rows = -(-n_panels // n_columns)
+    figure = Figure(figsize=(4.2 * n_columns, height * n_rows), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for unused in axes[n_panels:]:
+        unused.set_axis_off()
+    return figure, list(axes[:n_panels])
 
 
 def _unique(values: Sequence[object]) -> list[Any]:
@@ -65,8 +72,8 @@ def sparsity_chart(records: Records) -> str:
         chosen = [record for record in records if (record["pattern"], record["part"]) == (pattern, part)]
         for number, recipe in enumerate(_unique([record["recipe"] for record in chosen])):
             points = [(record["layer"], record["sparsity"]) for record in chosen if record["recipe"] == recipe]
-            # Lines often coincide: widths shrink so that each stays visible.
-            axis.plot(*zip(*points, strict=True), label=recipe, linewidth=max(1.0, 5 - 1.2 * number))
+            # Lines often coincide: each is thinner than the one below, so that all stay visible.
+            axis.plot(*zip(*points, strict=True), label=recipe, linewidth=max(1.0, 8 - 2 * number))
         axis.set(title=f"{pattern}, {part}", xlabel="layer", ylabel="share removed", ylim=(0, 1))
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from neuronrank.reporting.charts import factor_chart, perplexity_chart, sparsity_chart
 from neuronrank.reporting.details import Records
 from neuronrank.reporting.results import Row
+from neuronrank.reporting.tables import three_digits
 
 
 def render(rows: Sequence[Row], sparsity: Records, factors: Records, reference: str, facts: Mapping[str, str]) -> str:
@@ -22,6 +23,7 @@ def render(rows: Sequence[Row], sparsity: Records, factors: Records, reference: 
     environment = Environment(
         loader=PackageLoader("neuronrank.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["three_digits"] = three_digits
     tables = {text: [row for row in rows if row.text == text] for text in dict.fromkeys(row.text for row in rows)}
     charts = {
         "perplexity": perplexity_chart(rows),

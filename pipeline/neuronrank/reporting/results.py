@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,22 +115,27 @@ def flat(row: Row) -> dict[str, str | float]:
     return columns
 
 
-def protocol(inputs: Inputs) -> dict[str, str]:
-    """Return what the results were measured on, as the evaluation recorded it.
+def protocol(inputs: Inputs, sweep: SweepParams) -> dict[str, str]:
+    """Return what the results were measured on, as the artifacts themselves recorded it.
 
     Raises:
-        ArtifactError: the dense model's losses are missing or corrupt.
+        ArtifactError: the dense model's losses or a mask are missing or corrupt.
     """
-    header = read_losses_header(inputs.losses / "dense.safetensors")
-    windows = ", ".join(
-        f"{name}: {entry['n_windows']} windows of {entry['window_tokens']} tokens"
-        for name, entry in sorted(header["texts"].items())
-    )
-    source = {
-        key: value for key, value in header["model"]["source"].items() if key in ("source", "id", "path", "member")
-    }
+    losses = read_losses_header(inputs.losses / "dense.safetensors")
+    mask = inputs.mask(sweep.recipes[0], sweep.patterns[0]).header
+    calibration, collect = mask["calibration"], mask["collect"]
+    source = losses["model"]["source"]
+    name = source.get("id") or source.get("member") or source.get("path")
+    texts = "; ".join(f"{name}: {_text(entry)}" for name, entry in sorted(losses["texts"].items()))
     return {
-        "Model": ", ".join(str(value) for value in source.values()),
-        "Model fingerprint": header["model"]["fingerprint"],
-        "Evaluation": f"{windows}; non-overlapping, mean token cross-entropy, {header['dtype']} on {header['device']}",
+        "Model": f"{name} ({source['source']})",
+        "Model fingerprint": losses["model"]["fingerprint"],
+        "Calibration": (
+            f"{_text(calibration)}, seed {calibration['seed']}, {collect['dtype']} forward, {collect['propagation']}"
+        ),
+        "Evaluation": f"{texts}; non-overlapping, mean token cross-entropy, {losses['dtype']} on {losses['device']}",
     }
+
+
+def _text(entry: dict[str, Any]) -> str:
+    return f"{entry['n_windows']} windows of {entry['window_tokens']} tokens from {', '.join(entry['sources'])}"

@@ -1,6 +1,7 @@
 """The table as Markdown and as CSV."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _ratio(ratio: Ratio | None) -> str:
-    return f"{ratio.value:.3g} [{ratio.low:.3g}, {ratio.high:.3g}]" if ratio else ""
+    return f"{three_digits(ratio.value)} [{three_digits(ratio.low)}, {three_digits(ratio.high)}]" if ratio else ""
+
+
+def three_digits(value: float) -> str:
+    """Return a number with three significant digits, never in exponent notation."""
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
