@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -323,3 +325,30 @@ def test_ratios_have_three_digits(value, shown):
     from neuronrank.reporting.tables import three_digits
 
     assert three_digits(value) == shown
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 2 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not allow mounting")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_stops_a_stage_with_one_message_and_keeps_the_earlier_output(project, tiny_disk):
+    shutil.copytree(project.statistics, tiny_disk / "statistics")
+    before = {path: sha256_file(path) for path in tiny_disk.rglob("*") if path.is_file()}
+    assert len(before) > 40
+    free = shutil.disk_usage(tiny_disk).free
+    (tiny_disk / "filler").write_bytes(b"x" * (free - 60_000))
+    inputs = ["--model", str(project.artifacts / "model"), "--tokens", str(project.artifacts / "tokens/calibration")]
+    done = project.stage("collect", *inputs, "--out", str(tiny_disk / "statistics"), metrics="collect.json")
+    refused(done, "statistics: cannot write: No space left on device")
+    assert {path: sha256_file(path) for path in before} == before
+    assert not (tiny_disk / ".statistics.partial").exists()

@@ -1,0 +1,5 @@
+"""`python -m neuronrank` is the `neuronrank` command."""
+
+from neuronrank.cli import main
+
+main()

@@ -1,0 +1,85 @@
+"""The documents say what the code does: results, commands, paths."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from neuronrank import registry
+from tests.imports import ROOT
+
+README = (ROOT / "README.md").read_text()
+PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def perplexities(name: str) -> dict:
+    return json.loads((ROOT / "metrics/eval" / f"{name}.json").read_text())["perplexity"]
+
+
+def results_table() -> str:
+    """Return the README's table as the committed metrics have it."""
+    texts, patterns = sorted(perplexities("dense")), PARAMS["sweep"]["patterns"]
+    columns = [(pattern, text) for pattern in patterns for text in texts]
+    lines = [
+        "| recipe | " + " | ".join(f"{pattern}, {text}" for pattern, text in columns) + " |",
+        "|---|" + "---|" * len(columns),
+        "| dense | " + " | ".join(f"{perplexities('dense')[text]:.2f}" for _, text in columns) + " |",
+    ]
+    for recipe in PARAMS["sweep"]["recipes"]:
+        cells = (f"{perplexities(f'{recipe}/{pattern}')[text]:.2f}" for pattern, text in columns)
+        lines.append(f"| {recipe} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def test_the_results_in_the_readme_are_the_measured_ones():
+    stated = README.split("by a test -->\n")[1].split("\n<!-- end")[0]
+    assert stated.strip() == results_table()
+    for text in ("wikipedia", "news"):
+        assert f"{perplexities('dense')[text]:.2f}" in README.split("<!-- results")[0]
+    stored = json.loads((ROOT / "metrics/collect.json").read_text())["artifact_mib"]
+    assert f"| {round(stored)} MiB |" in README
+
+
+def test_the_protocol_in_the_readme_is_that_of_the_parameters():
+    prepare = PARAMS["prepare"]
+    assert f"calibrated on {prepare['calibration_windows']} windows of {prepare['window_tokens']} tokens" in README
+    assert f"evaluated on {prepare['evaluation_windows']} windows of {prepare['window_tokens']} tokens" in README
+    assert f"seed {prepare['seed']}" in README
+
+
+def test_methods_rules_and_architectures_are_all_named():
+    for room in ("scoring", "masks", "models"):
+        for name in registry.names(room):
+            assert f"`{name}`" in README
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for document in ("README.md", "CONTRIBUTING.md"):
+        for target in re.findall(r"^make (\S+)", (ROOT / document).read_text(), re.MULTILINE):
+            assert f"\n{target}:" in makefile, target
+
+
+def test_ci_calls_the_test_command_of_the_readme():
+    assert "make test" in (ROOT / ".ci/run").read_text()
+    assert "make test " in README
+
+
+@pytest.mark.parametrize("command", ["export", "check"])
+def test_every_command_has_help_with_an_example(command):
+    shown = subprocess.run(
+        [sys.executable, "-m", "neuronrank", command, "--help"], capture_output=True, text=True, check=True
+    )
+    assert f"Example: neuronrank {command}" in shown.stdout
+
+
+def test_the_example_of_reading_an_artifact_runs(finished_project, monkeypatch):
+    example = README.split("```python\n")[1].split("```")[0]
+    example = example.replace("layer=3", "layer=1")  # the tiny model has two layers
+    monkeypatch.chdir(finished_project.root)
+    names: dict = {}
+    exec(example, names)
+    assert names["tap"].total("sum_abs").shape == (40,)
