@@ -76,6 +76,7 @@ def repository(tiny_model, tiny_texts, tmp_path_factory) -> Repository:
     repository.write_params(tiny_params(Path("inputs/model"), Path("inputs/text")))
     repository.git("init", "--quiet")
     repository.dvc("init", "--quiet")
+    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
     assert repository.repro() == ALL
     repository.git("add", ".")
     repository.git("commit", "--quiet", "--message", "Everything ran")

@@ -13,8 +13,6 @@ from neuronrank.reporting.results import Row
 mpl.use("svg")
 mpl.rcParams.update({"svg.hashsalt": "neuronrank", "svg.fonttype": "none", "font.size": 9, "axes.axisbelow": True})
 
-_PANELS_A_ROW = 3
-
 
 def _svg(figure: Figure) -> str:
     target = io.StringIO()
@@ -24,8 +22,8 @@ def _svg(figure: Figure) -> str:
 
 
 def _grid(n_panels: int, height: float) -> tuple[Figure, list[Any]]:
-    """Return a figure with at most three panels a row."""
-    n_columns = min(n_panels, _PANELS_A_ROW)
+    """Return a figure with two or three panels a row, whichever leaves no gap, else two."""
+    n_columns = min(n_panels, 3 if n_panels % 3 == 0 else 2)
     n_rows = -(-n_panels // n_columns)
     figure = Figure(figsize=(4.2 * n_columns, height * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
