@@ -6,6 +6,7 @@ from typing import Any
 import click
 import torch
 
+from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.collection import CollectParams, collect_layers
 from neuronrank.files import output_directory
@@ -34,7 +35,7 @@ def main(model: Path, tokens: Path, out: Path, params: Path) -> Metrics:
     windows = read_windows(tokens / "windows.safetensors")
     require_same_tokenizer(windows, tokens, opened.tokenizer_sha256)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    streamed = StreamedModel(opened.weights_directory, getattr(torch, options.dtype), device)
+    streamed = StreamedModel(opened.checkpoint(), getattr(torch, options.dtype), device)
     n_layers, n_documents = len(streamed.layers), len(windows.token_ids)
     modules: list[dict[str, Any]] = []
 
@@ -60,9 +61,9 @@ def _manifest(
             "n_windows": len(windows.token_ids),
             "window_tokens": windows.token_ids.shape[1],
             "sha256": windows.sha256,
-            **{key: windows.header[key] for key in ("seed", "sources", "origins")},
+            **{key: windows.header[key] for key in ("seed", "source", "origins")},
         },
-        "collect": {"dtype": options.dtype, "propagation": "dense"},
+        "collect": {"dtype": options.dtype, "propagation": "dense", "neuronrank": __version__},
         "n_layers": n_layers,
         "modules": modules,
     }

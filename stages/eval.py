@@ -1,5 +1,6 @@
 """Measure the perplexity of the dense model or of a masked one."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.comparison import perplexity, perplexity_ratio
 from neuronrank.errors import ArtifactError
 from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
-from neuronrank.losses import read_losses, write_losses
+from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.windows import Windows, read_windows, require_same_tokenizer
@@ -43,21 +44,25 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         masks.require_model(opened.fingerprint, model)
     texts = _read_texts(tokens, opened)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(opened.weights_directory, getattr(torch, options.dtype), device)
+    network = load_model(opened, getattr(torch, options.dtype), device)
     if masks is not None:
         apply_masks_(network, masks)
     measured = {}
     for text, windows in texts.items():
         with progress_bar(len(windows.token_ids), f"windows of {text}") as advance:
             measured[text] = window_losses(network, windows.token_ids, options.windows_per_batch, advance)
-    write_losses(losses, measured, _header(opened, texts, options, device))
-
+    header = _header(opened, texts, options, device)
     metrics: Metrics = {"perplexity": {text: round(perplexity(values), 4) for text, values in measured.items()}}
     if masks is not None and dense is not None:
+        header["mask"] = {"recipe": masks.header["recipe"], "pattern": masks.header["pattern"]}
+        require_comparable(losses, header, dense, read_losses_header(dense))
         reference = read_losses(dense)
         ratios = {text: perplexity_ratio(values, reference[text], options.seed) for text, values in measured.items()}
-        metrics["ratio_to_dense"] = {text: round(ratio.value, 4) for text, ratio in ratios.items()}
+        metrics["ratio_to_dense"] = {
+            text: {name: round(value, 4) for name, value in asdict(ratio).items()} for text, ratio in ratios.items()
+        }
         metrics["sparsity"] = {name: round(share, 6) for name, share in masks.header["sparsity"].items()}
+    write_losses(losses, measured, header)
     return metrics
 
 
@@ -82,7 +87,7 @@ def _header(
             name: {
                 "n_windows": len(windows.token_ids),
                 "window_tokens": windows.token_ids.shape[1],
-                "sources": windows.header["sources"],
+                "source": windows.header["source"],
                 "sha256": windows.sha256,
             }
             for name, windows in texts.items()

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from neuronrank.checkpoint import MODEL_FILE, describe_model
-from neuronrank.documents import write_documents
+from neuronrank.documents import SOURCES_FILE, write_documents
 from neuronrank.errors import SourceError
 from neuronrank.files import output_directory, write_json
 from neuronrank.params import lookup, read_params
@@ -46,8 +46,10 @@ def _fetch_model(section: Any, out: Path) -> Metrics:
 def _fetch_text(section: Any, out: Path) -> Metrics:
     wanted = read_texts(section, "text")
     with output_directory(out) as partial:
+        provenance = {name: options.model_dump(mode="json") for name, (_, options) in wanted.items()}
+        write_json(partial / SOURCES_FILE, provenance)
         return {
-            f"{name}_documents": write_documents(partial / f"{name}.jsonl", source.documents(options))
+            f"{name.replace('/', '_')}_documents": write_documents(partial / f"{name}.jsonl", source.documents(options))
             for name, (source, options) in wanted.items()
         }
 

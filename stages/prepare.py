@@ -6,9 +6,9 @@ from typing import Any
 import click
 
 from neuronrank.checkpoint import ModelArtifact, open_model
-from neuronrank.documents import Document, read_documents
+from neuronrank.documents import SOURCES_FILE, read_documents
 from neuronrank.errors import MismatchError
-from neuronrank.files import output_directory
+from neuronrank.files import output_directory, read_json
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.tokenisation import PrepareParams, calibration_windows, evaluation_windows, load_tokenizer
 from neuronrank.windows import write_windows
@@ -32,45 +32,34 @@ def main(model: Path, text: Path, calibration: Path, evaluation: Path, params: P
     """Tokenise the texts and cut them into windows of equal length."""
     options = validate(PrepareParams, lookup(read_params(params), "prepare"), "prepare")
     opened = open_model(model)
+    opened.require_its_tokenizer()
     tokenizer = load_tokenizer(opened.weights_directory)
     shared = {"tokenizer_sha256": opened.tokenizer_sha256, "window_tokens": options.window_tokens}
-    measured: Metrics = {}
+    documents = read_documents(text / "calibration.jsonl")
+    ids, origins = calibration_windows(
+        documents, tokenizer, n=options.calibration_windows, window_tokens=options.window_tokens, seed=options.seed
+    )
+    provenance = read_json(text / SOURCES_FILE, run="dvc repro fetch@text")
+    header = {**shared, "seed": options.seed, "source": provenance["calibration"], "origins": origins}
+    measured: Metrics = {"calibration_tokens": int(ids.size)}
 
-    with output_directory(calibration) as partial:
-        documents = read_documents(text / "calibration.jsonl")
-        ids, origins = calibration_windows(
-            documents,
-            tokenizer,
-            n=options.calibration_windows,
-            window_tokens=options.window_tokens,
-            seed=options.seed,
-        )
+    # Both outputs are filled before either takes its place: a fault in one leaves the earlier pair as it was.
+    with output_directory(evaluation) as partial_evaluation, output_directory(calibration) as partial_calibration:
         _require_in_vocabulary(opened, int(ids.max()))
-        write_windows(
-            partial / "windows.safetensors",
-            ids,
-            {**shared, "seed": options.seed, "sources": _sources(documents), "origins": origins},
-        )
-        measured["calibration_tokens"] = int(ids.size)
-
-    with output_directory(evaluation) as partial:
+        write_windows(partial_calibration / "windows.safetensors", ids, header)
         for path in sorted((text / "evaluation").glob("*.jsonl")):
-            documents = read_documents(path)
             ids = evaluation_windows(
-                documents,
+                read_documents(path),
                 tokenizer,
                 n=options.evaluation_windows,
                 window_tokens=options.window_tokens,
                 name=path.stem,
             )
             _require_in_vocabulary(opened, int(ids.max()))
-            write_windows(partial / f"{path.stem}.safetensors", ids, {**shared, "sources": _sources(documents)})
+            header = {**shared, "source": provenance[f"evaluation/{path.stem}"]}
+            write_windows(partial_evaluation / f"{path.stem}.safetensors", ids, header)
             measured[f"evaluation_tokens_{path.stem}"] = int(ids.size)
     return measured
-
-
-def _sources(documents: list[Document]) -> list[str]:
-    return sorted({document.source for document in documents})
 
 
 def _require_in_vocabulary(model: ModelArtifact, largest: int) -> None:

@@ -6,7 +6,7 @@ import click
 
 from neuronrank.files import output_directory
 from neuronrank.params import lookup, read_params, validate
-from neuronrank.reporting.details import factor_percentiles, sparsity_by_layer
+from neuronrank.reporting.details import FACTOR_COLUMNS, SPARSITY_COLUMNS, factor_percentiles, sparsity_by_layer
 from neuronrank.reporting.page import render
 from neuronrank.reporting.params import ReportParams, SweepParams
 from neuronrank.reporting.results import Inputs, flat, gather, protocol
@@ -41,9 +41,9 @@ def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
     rows = gather(inputs, sweep, options)
     sparsity, factors = sparsity_by_layer(inputs, sweep), factor_percentiles(inputs, sweep)
     with output_directory(out) as partial:
-        write_csv(partial / "results.csv", [flat(row) for row in rows])
-        write_csv(partial / "sparsity_by_layer.csv", sparsity)
-        write_csv(partial / "factors.csv", factors)
+        write_csv(partial / "results.csv", list(flat(rows[0])), [flat(row) for row in rows])
+        write_csv(partial / "sparsity_by_layer.csv", SPARSITY_COLUMNS, sparsity)
+        write_csv(partial / "factors.csv", FACTOR_COLUMNS, factors)
         (partial / "table.md").write_text(markdown(rows, options.reference), encoding="utf-8")
         page = render(rows, sparsity, factors, options.reference, protocol(inputs, sweep))
         (partial / "index.html").write_text(page, encoding="utf-8")

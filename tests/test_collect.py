@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from neuronrank.checkpoint import Checkpoint
 from neuronrank.collection import collect_layers
 from neuronrank.errors import NotFiniteError, UnknownName
 from neuronrank.statistics.document_sums import STATISTICS
@@ -16,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def collect(directory, tokens=TOKENS, batch=2):
-    return list(collect_layers(StreamedModel(directory, torch.float32, CPU), tokens, batch))
+    return list(collect_layers(StreamedModel(Checkpoint(directory), torch.float32, CPU), tokens, batch))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model):
     with torch.no_grad():
         model(TOKENS, use_cache=False)
     handle.remove()
-    streamed = StreamedModel(tiny_model, torch.float32, CPU)
+    streamed = StreamedModel(Checkpoint(tiny_model), torch.float32, CPU)
     (batch,) = streamed.start(TOKENS, documents_per_batch=5)
     for index in range(2):
         with streamed.loaded_layer(index) as layer:
@@ -70,7 +71,7 @@ def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model):
 
 
 def test_a_layer_holds_weights_only_while_it_runs(tiny_model):
-    streamed = StreamedModel(tiny_model, torch.float32, CPU)
+    streamed = StreamedModel(Checkpoint(tiny_model), torch.float32, CPU)
     assert all(p.is_meta for p in streamed.layers.parameters())
     with streamed.loaded_layer(1) as layer:
         assert not any(p.is_meta for p in layer.parameters())

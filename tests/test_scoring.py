@@ -146,7 +146,9 @@ def test_scores_that_overflow_are_refused():
 def test_groups_that_cannot_rank_are_refused():
     by_row = read_pattern({"rule": "unstructured", "sparsity": 0.5, "group": "row"}, "p")
     masked = MaskedModule("up", "mlp", "module")
-    with pytest.raises(DegenerateError, match="up: with weight_exp 0 and no column factor all scores of a row group"):
+    with pytest.raises(
+        DegenerateError, match="up: with weight_exp 0 and no column factor all scores of a row are equal"
+    ):
         _scores(masked, WEIGHT, {"up.row": np.array([1, 2], dtype=np.float32)}, 0.0, by_row)
 
 

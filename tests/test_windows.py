@@ -69,7 +69,7 @@ def test_too_little_evaluation_text_is_refused(n, window_tokens):
 def test_windows_come_back_as_written_and_know_their_tokenizer(tmp_path):
     path = tmp_path / "windows.safetensors"
     ids, _ = draw(3)
-    write_windows(path, ids, {"tokenizer_sha256": "a" * 64})
+    write_windows(path, ids, {"tokenizer_sha256": "a" * 64, "window_tokens": 3, "source": {}})
     windows = read_windows(path)
     assert windows.token_ids.tolist() == ids.tolist()
     assert windows.n_tokens == 9

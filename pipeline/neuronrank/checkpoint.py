@@ -7,7 +7,7 @@ themselves lie in the same directory, or, for a model that is already on this ma
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,40 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from neuronrank.errors import ArtifactError, MismatchError, NotFiniteError, SourceError
+from neuronrank.errors import MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, check_schema, read_json, sha256_file, sha256_text
 
 MODEL_FILE = "model.json"
 SCHEMA = "neuronrank.model/1"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+_REQUIRED = ("config", "tensors", "fingerprint", "tokenizer_sha256", "weights", "source")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+_TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _RUN = "dvc repro fetch@model"
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
+
+
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 class Checkpoint:
     """Read-only access to the tensors of a Hugging Face directory, whatever its number of shards."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, expected: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Open every shard's header; no tensor is read.
+
+        Args:
+            directory: a Hugging Face directory.
+            expected: the `tensors` of `model.json`. When given, every tensor is checked against it as it is read.
 
         Raises:
             SourceError: no safetensors file, a missing shard, or a corrupt one.
         """
         self.directory = directory
+        self.shards = _shards(directory)
+        self._expected = expected
         self._file_of: dict[str, Path] = {}
         self._handles: dict[Path, Any] = {}
-        for path in _shards(directory):
+        for path in self.shards:
             try:
                 handle = safe_open(path, framework="pt")
             except FileNotFoundError as err:
@@ -56,30 +67,36 @@ class Checkpoint:
         """Read one tensor in the type it is stored in.
 
         Raises:
-            MismatchError: no such tensor.
+            MismatchError: no such tensor, or not the one that was fetched.
+            NotFiniteError: it is not the one that was fetched, and holds NaN or infinity.
         """
-        return torch.as_tensor(self._handle(name).get_tensor(name))
-
-    def lazy(self, name: str) -> Any:
-        """Return a slice object that reads its tensor only when asked.
-
-        Raises:
-            MismatchError: no such tensor.
-        """
-        return self._handle(name).get_slice(name)
-
-    def _handle(self, name: str) -> Any:
         if name not in self._file_of:
-            raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was collected?")
-        return self._handles[self._file_of[name]]
+            raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
+        tensor = torch.as_tensor(self._handles[self._file_of[name]].get_tensor(name))
+        if self._expected is not None:
+            self._check(name, tensor)
+        return tensor
+
+    def _check(self, name: str, tensor: torch.Tensor) -> None:
+        expected = (self._expected or {}).get(name, {}).get("sha256", "nothing")
+        found = tensor_sha256(tensor)
+        if found != expected:
+            require_finite(name, tensor)
+            raise MismatchError(
+                f"{name}: sha256 is {found[:12]}…, {MODEL_FILE} says {expected[:12]}…. "
+                f"The weights in {self.directory} changed after they were fetched. Run: dvc repro --force fetch@model"
+            )
 
 
 def _shards(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
+    index, single = directory / "model.safetensors.index.json", directory / "model.safetensors"
+    if index.exists() and single.exists():
+        raise SourceError(f"{directory}: has both {single.name} and {index.name}; keep the one that is meant")
     if index.exists():
-        weight_map = read_json(index, run="fetch the model again")["weight_map"]
+        weight_map = _json_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(Path(str(name)).name == name for name in weight_map.values()):
+            raise SourceError(f"{index}: has no weight_map of file names. Fetch the model again")
         return [directory / name for name in sorted(set(weight_map.values()))]
-    single = directory / "model.safetensors"
     if single.exists():
         return [single]
     found = ", ".join(sorted(path.name for path in directory.glob("*"))[:8]) or "nothing"
@@ -93,15 +110,17 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
-    """Refuse weights that are NaN or infinite.
+    """Refuse weights that are NaN or infinite, or of a type that is not a plain float.
 
     Raises:
+        SourceError: the type.
         NotFiniteError: names the tensor and how many entries are bad.
     """
-    if tensor.is_floating_point():
-        n_bad = int((~torch.isfinite(tensor)).sum())
-        if n_bad:
-            raise NotFiniteError(f"{name}: {n_bad} of {tensor.numel()} weights are NaN or infinite. Fetch another copy")
+    if tensor.dtype not in _FLOATS:
+        raise SourceError(f"{name}: has type {tensor.dtype}; supported are {', '.join(map(str, _FLOATS))}")
+    n_bad = int((~torch.isfinite(tensor)).sum())
+    if n_bad:
+        raise NotFiniteError(f"{name}: {n_bad} of {tensor.numel()} weights are NaN or infinite. Fetch another copy")
 
 
 @dataclass(frozen=True)
@@ -124,8 +143,35 @@ class ModelArtifact:
 
     @property
     def n_parameters(self) -> int:
-        """Number of stored parameters; tied weights count once."""
-        return sum(_numel(entry["shape"]) for entry in self.description["tensors"].values())
+        """Number of parameters; weights that are tied count once, even when they are stored twice."""
+        tied = bool(self.description["config"].get("tie_word_embeddings"))
+        sizes = {}
+        for name, entry in self.tensors.items():
+            is_matrix = len(entry["shape"]) > 1  # norms may be equal by chance
+            sizes[entry["sha256"] if tied and is_matrix else name] = _numel(entry["shape"])
+        return sum(sizes.values())
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """Name of every stored tensor -> its type, shape and SHA-256."""
+        return dict(self.description["tensors"])
+
+    def require_its_tokenizer(self) -> None:
+        """Refuse a tokenizer that changed after the model was fetched.
+
+        Raises:
+            MismatchError: names both.
+        """
+        found = tokenizer_sha256(self.weights_directory)
+        if found != self.tokenizer_sha256:
+            raise MismatchError(
+                f"{self.weights_directory}: tokenizer is {found[:12]}…, {MODEL_FILE} says "
+                f"{self.tokenizer_sha256[:12]}…. Run: dvc repro --force fetch@model"
+            )
+
+    def checkpoint(self) -> Checkpoint:
+        """Open the weights; every tensor is checked against the description as it is read."""
+        return Checkpoint(self.weights_directory, self.tensors)
 
 
 def _numel(shape: list[int]) -> int:
@@ -167,23 +213,27 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
 
 
 def _config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    if not path.exists():
-        raise SourceError(f"{path}: not found. A Hugging Face model directory has one")
-    config = read_json(path, run="fetch the model again")
+    config = _json_object(directory / "config.json")
     return {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
 
 
+def _json_object(path: Path) -> dict[str, Any]:
+    content = read_json(path, run="fetch the model again")
+    if not isinstance(content, dict):
+        raise SourceError(f"{path}: holds a {type(content).__name__}, expected an object. Fetch the model again")
+    return content
+
+
 def tokenizer_sha256(directory: Path) -> str:
-    """Return one SHA-256 over the tokenizer's vocabulary files.
+    """Return one SHA-256 over all files that say how text becomes token ids: vocabulary, merges and settings.
 
     Raises:
-        SourceError: the directory has none.
+        SourceError: the directory has no vocabulary.
     """
-    files = {name: sha256_file(directory / name) for name in TOKENIZER_FILES if (directory / name).exists()}
-    if not files:
-        raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(TOKENIZER_FILES)}")
-    return sha256_text(json.dumps(files, sort_keys=True))
+    present = {name: directory / name for name in (*_VOCABULARIES, *_TOKENIZER_SETTINGS) if (directory / name).exists()}
+    if not present.keys() & set(_VOCABULARIES):
+        raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
+    return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
 
 
 def open_model(directory: Path) -> ModelArtifact:
@@ -195,7 +245,7 @@ def open_model(directory: Path) -> ModelArtifact:
     """
     path = directory / MODEL_FILE
     description = read_json(path, run=_RUN)
-    check_schema(path, description, SCHEMA, _RUN)
+    check_schema(path, description, SCHEMA, _RUN, _REQUIRED)
     return ModelArtifact(directory, _locate_weights(directory, description["weights"]), description)
 
 
@@ -215,26 +265,3 @@ def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:
             where = f"{weights['hub']} at {weights['revision']}"
             raise SourceError(f"{where}: not in the local hub cache. Run: dvc repro --force fetch@model") from err
     return directory
-
-
-def iter_described(model: ModelArtifact, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read tensors one by one, each checked against the SHA-256 that `fetch` recorded.
-
-    Raises:
-        MismatchError: a tensor is missing or is not the one that was fetched.
-        NotFiniteError: a weight is NaN or infinite.
-    """
-    checkpoint = Checkpoint(model.weights_directory)
-    for name in names:
-        tensor = checkpoint.tensor(name)
-        expected = model.description["tensors"].get(name, {}).get("sha256")
-        if expected is None:
-            raise ArtifactError(f"{model.directory / MODEL_FILE}: does not describe {name}. Run: {_RUN}")
-        found = tensor_sha256(tensor)
-        if found != expected:
-            require_finite(name, tensor)
-            raise MismatchError(
-                f"{name}: sha256 is {found[:12]}…, {MODEL_FILE} says {expected[:12]}…. "
-                f"The weights in {model.weights_directory} changed after they were fetched. Run: {_RUN}"
-            )
-        yield name, tensor

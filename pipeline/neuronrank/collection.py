@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuronrank.checkpoint import require_finite
 from neuronrank.errors import NotFiniteError
-from neuronrank.models import ModelLayout
 from neuronrank.params import Section
 from neuronrank.statistics.document_sums import Accumulator
 from neuronrank.statistics.weight_sums import weight_sums
@@ -55,7 +54,7 @@ def collect_layers(model: StreamedModel, token_ids: Tensor, documents_per_batch:
     for index in range(len(model.layers)):
         accumulator = Accumulator(len(token_ids))
         with model.loaded_layer(index) as layer:
-            weights, modules = _reduce_weights(layer, index, model.layout)
+            weights, modules = _reduce_weights(model, index)
             for batch in batches:
                 with tapped(layer, model.layout, partial(accumulator.update, batch.rows)):
                     model.advance(layer, index, batch)
@@ -64,18 +63,16 @@ def collect_layers(model: StreamedModel, token_ids: Tensor, documents_per_batch:
         yield LayerStatistics(index, documents, weights, modules)
 
 
-def _reduce_weights(
-    layer: nn.Module, index: int, layout: ModelLayout
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     sums: dict[str, Tensor] = {}
     modules = []
-    for linear in layout.linears:
-        name = f"{layout.layers}.{index}.{linear.path}"
-        weight: Any = layer.get_submodule(linear.path).weight
+    for linear in model.layout.linears:
+        name = f"{model.layout.layers}.{index}.{linear.path}"
+        weight = model.checkpoint.tensor(f"{name}.weight")  # as stored, whatever the forward pass's dtype
         require_finite(f"{name}.weight", weight)
         role = {key: value for key, value in asdict(linear).items() if key != "path"}
         modules.append({"name": name, "layer": index, "shape": list(weight.shape), **role})
-        sums.update({f"{name}.{key}": vector.cpu() for key, vector in weight_sums(weight).items()})
+        sums.update({f"{name}.{key}": vector for key, vector in weight_sums(weight).items()})
     return sums, modules
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from neuronrank.errors import ArtifactError, SourceError
 from neuronrank.files import output_file
 
+SOURCES_FILE = "sources.json"
+"""Beside the texts: what each was fetched with."""
+
 
 @dataclass(frozen=True)
 class Document:

@@ -5,7 +5,6 @@ of each, perplexity = exp of the mean over all predicted tokens.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from neuronrank.checkpoint import ModelArtifact
 from neuronrank.errors import MismatchError, NotFiniteError
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import Section
@@ -28,10 +28,24 @@ class EvalParams(Section):
     seed: int = Field(ge=0)
 
 
-def load_model(directory: Path, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Load a whole causal language model for evaluation."""
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, trust_remote_code=False)
-    return model.to(device).eval()
+def load_model(artifact: ModelArtifact, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """Load a whole causal language model for evaluation.
+
+    Raises:
+        MismatchError: a tensor is not the one that was fetched, or the checkpoint lacks one that the model needs.
+    """
+    checkpoint = artifact.checkpoint()
+    for name in checkpoint.names:
+        checkpoint.tensor(name)  # checked as it is read
+    model, info = AutoModelForCausalLM.from_pretrained(
+        artifact.weights_directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
+    )
+    # transformers would fill what is missing with random numbers
+    bad = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
+    if bad:
+        raise MismatchError(f"{artifact.weights_directory}: has no fitting tensor for {', '.join(bad[:3])}")
+    network: nn.Module = model
+    return network.to(device).eval()
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import output_directory, write_json
 from neuronrank.mask_store import MaskFile
 
-_LEFT_OUT = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+"""Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
 
@@ -32,23 +33,23 @@ def export_model(model: ModelArtifact, masks: MaskFile, out: Path) -> int:
     if out.exists():
         raise SourceError(f"{out}: already exists; choose another place or delete it first")
     masks.require_model(model.fingerprint, model.directory)
-    left = set(masks.weights)
+    checkpoint = model.checkpoint()
+    for name in masks.weights:
+        checkpoint.tensor(name)  # checked as it is read
     with output_directory(out) as partial:
         for source in sorted(model.weights_directory.iterdir()):
-            if source.is_file() and source.suffix not in _LEFT_OUT and source.name != MODEL_FILE:
+            if source.is_file() and source.suffix not in _WEIGHTS and source.name != MODEL_FILE:
                 shutil.copyfile(source, partial / source.name)
-                if source.suffix == ".safetensors":
-                    left -= _zero_shard(partial / source.name, masks)
-        if left:
-            raise MismatchError(f"{masks.path}: masks {sorted(left)[0]!r}, which {model.weights_directory} lacks")
+        for shard in checkpoint.shards:
+            shutil.copyfile(shard, partial / shard.name)
+            _zero_shard(partial / shard.name, masks)
         write_json(partial / "neuronrank.json", masks.header)
     return int(sum(entry["n_removed"] for entry in masks.header["modules"]))
 
 
-def _zero_shard(path: Path, masks: MaskFile) -> set[str]:
-    """Zero the masked weights of one shard in place and return their names."""
+def _zero_shard(path: Path, masks: MaskFile) -> None:
+    """Zero the masked weights of one shard in place."""
     header, data_start = _shard_header(path)
-    done = set()
     for name in masks.weights:
         entry = header.get(name)
         if entry is None:
@@ -62,8 +63,6 @@ def _zero_shard(path: Path, masks: MaskFile) -> set[str]:
         weight = np.memmap(path, dtype=_UNSIGNED[entry["dtype"]], mode="r+", offset=offset, shape=keep.shape)
         weight[~keep] = 0
         weight.flush()
-        done.add(name)
-    return done
 
 
 def _shard_header(path: Path) -> tuple[dict[str, Any], int]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ def explain_write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno not in _REFUSED_WRITES:
+        elsewhere = err.filename is not None and target.name not in str(err.filename)
+        if err.errno not in _REFUSED_WRITES or elsewhere:
             raise
         raise StorageError(_storage_message(target, str(err.strerror))) from err
     except safetensors.SafetensorError as err:
@@ -67,7 +68,7 @@ def explain_write_errors(target: Path) -> Iterator[None]:
 
 
 def _storage_message(target: Path, reason: str) -> str:
-    return f"{target}: cannot write: {reason}. Nothing was changed there; free the space or fix it, then run again"
+    return f"{target}: cannot write: {reason}. Nothing half-written is left; free the space or fix it, then run again"
 
 
 @contextlib.contextmanager
@@ -146,11 +147,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping
         partial.chmod(0o666 & ~_umask())  # the library makes the file private
 
 
-def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
-    """Read the JSON header of one of our safetensors files.
+def read_header(path: Path, schema: str, run: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the JSON header of one of our safetensors files; `required` keys must be in it.
 
     Raises:
-        ArtifactError: missing, corrupt, or of another schema.
+        ArtifactError: missing, corrupt, incomplete or of another schema.
     """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
@@ -159,8 +160,11 @@ def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
         raise ArtifactError(f"{path}: not found. Run: {run}") from err
     except (safetensors.SafetensorError, OSError) as err:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {run}") from err
-    header = json.loads(metadata.get(HEADER_KEY, "{}"))
-    check_schema(path, header, schema, run)
+    try:
+        header = json.loads(metadata.get(HEADER_KEY, "{}"))
+    except ValueError as err:
+        raise ArtifactError(f"{path}: its header is not valid JSON ({err}). Make it again: {run}") from err
+    check_schema(path, header, schema, run, required)
     return dict(header)
 
 
@@ -176,15 +180,18 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: dvc repro") from err
 
 
-def check_schema(path: Path, header: Mapping[str, Any], schema: str, run: str) -> None:
-    """Refuse a header of another schema.
+def check_schema(path: Path, header: Mapping[str, Any], schema: str, run: str, required: Sequence[str] = ()) -> None:
+    """Refuse a header of another schema, or one that lacks what its schema promises.
 
     Raises:
-        ArtifactError: names both schemas and the command that mends it.
+        ArtifactError: names what was found, what was expected and the command that mends it.
     """
-    found = header.get("schema")
+    found = header.get("schema") if isinstance(header, Mapping) else type(header).__name__
     if found != schema:
         raise ArtifactError(f"{path}: schema is {found!r}, this version reads {schema!r}. Make it again: {run}")
+    missing = [key for key in required if key not in header]
+    if missing:
+        raise ArtifactError(f"{path}: its header lacks {', '.join(missing)}. Make it again: {run}")
 
 
 def _umask() -> int:
@@ -207,10 +214,16 @@ def _sync_tree(root: Path) -> None:
 def _replace(partial: Path, path: Path) -> None:
     """Put a directory in the place of another: two renames, since a rename cannot overwrite a full directory."""
     old = path.with_name(f".{path.name}.old")
-    _remove(old)
-    if path.exists() or path.is_symlink():
+    had_one = path.exists() or path.is_symlink()
+    if had_one:
+        _remove(old)
         path.rename(old)
-    partial.rename(path)
+    try:
+        partial.rename(path)
+    except OSError:
+        if had_one:
+            old.rename(path)
+        raise
     _remove(old)
 
 

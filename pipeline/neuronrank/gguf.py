@@ -31,11 +31,17 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
         # `local_files_only` is written into the saved configuration; fixed, so that its bytes are the same offline.
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
         # Without `dequantize` the weights stay packed and cannot be saved.
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, gguf_file=name, dtype=getattr(torch, dtype), quantization_config=GgufConfig(dequantize=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=name,
+            dtype=getattr(torch, dtype),
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
         )
     except (ValueError, LookupError, OSError, RuntimeError, struct.error) as err:
         raise SourceError(f"{path}: transformers cannot convert it: {' '.join(str(err).split())}") from err
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise SourceError(f"{path}: lacks tensors of its architecture: {sorted(map(str, info['missing_keys']))[:3]}")
     with explain_write_errors(out):
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)

@@ -16,6 +16,7 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, write_tensors
 
 SCHEMA = "neuronrank.masks/1"
+_REQUIRED = ("recipe", "pattern", "modules", "model", "sparsity", "calibration", "collect")
 _RUN = "dvc repro prune"
 
 
@@ -43,7 +44,7 @@ class MaskFile:
             ArtifactError: missing, corrupt, or of another schema.
         """
         self.path = path
-        self.header = read_header(path, SCHEMA, _RUN)
+        self.header = read_header(path, SCHEMA, _RUN, _REQUIRED)
         self._modules = {entry["weight"]: entry for entry in self.header["modules"]}
         self._file: Any = safetensors.safe_open(path, framework="numpy")
 

@@ -1,5 +1,7 @@
 """params.yaml -> validated sections. All faults of a section are reported together, with the nearest known name."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +11,24 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from neuronrank.errors import ParamsError
 from neuronrank.registry import nearest
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where the library has it: ten times faster
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What recipes, patterns and texts may be called: they become file names and parts of dotted keys."""
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where the library has it: ten times faster
+
+
+class _Loader(_LOADER):  # type: ignore[misc]  # its base depends on how PyYAML was built
+    """Refuses a key that comes twice; YAML itself would let the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.MarkedYAMLError(problem=f"key {twice[0]!r} comes twice", problem_mark=node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -26,7 +45,7 @@ def read_params(path: Path) -> dict[str, Any]:
         ParamsError: not valid YAML, or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as err:
         raise ParamsError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from err
     if not isinstance(content, dict):
@@ -52,6 +71,15 @@ def lookup(params: dict[str, Any], key: str) -> Any:
         value = value[part]
         seen.append(part)
     return value
+
+
+def require_names(names: Iterable[Any], where: str) -> list[str]:
+    """Return a fault for every name that cannot be part of a path or of a dotted key."""
+    return [
+        f"{where}.{name}: a name is letters, digits, '-' and '_', and starts with a letter or digit"
+        for name in names
+        if not NAME.fullmatch(str(name))
+    ]
 
 
 def validate(section: type[S], value: Any, where: str) -> S:

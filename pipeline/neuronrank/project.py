@@ -4,10 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from neuronrank import registry
 from neuronrank.collection import CollectParams
 from neuronrank.errors import ParamsError
 from neuronrank.evaluation import EvalParams
-from neuronrank.params import lookup, read_params, validate
+from neuronrank.params import lookup, read_params, require_names, validate
 from neuronrank.patterns import read_pattern
 from neuronrank.recipes import read_recipe
 from neuronrank.registry import nearest
@@ -48,8 +49,7 @@ def check_params(path: Path) -> tuple[int, int]:
             read(lookup(params, key), key)
         except ParamsError as err:
             faults.append(str(err))
-    if not faults:
-        faults += _dangling(params)
+    faults += _dangling(params)
     if faults:
         raise ParamsError("\n".join(faults))
     return len(params["recipes"]), len(params["patterns"])
@@ -58,7 +58,7 @@ def check_params(path: Path) -> tuple[int, int]:
 def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
     if not isinstance(values, dict) or not values:
         raise ParamsError(f"{where}: found {values!r}, expected a mapping of names")
-    faults = []
+    faults = require_names(values, where)
     for name, value in values.items():
         try:
             read(value, f"{where}.{name}")
@@ -69,16 +69,27 @@ def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
 
 
 def _dangling(params: dict[str, Any]) -> list[str]:
-    """Return a fault for every recipe or pattern that is named but not defined."""
-    used = [("recipes", name, "sweep.recipes") for name in params["sweep"]["recipes"]]
-    used += [("patterns", name, "sweep.patterns") for name in params["sweep"]["patterns"]]
-    faults = [
-        f"{where}: {name!r} is not in {section}{nearest(name, list(params[section]))}; there are: "
-        f"{', '.join(params[section])}"
-        for section, name, where in used
-        if name not in params[section]
+    """Return a fault for every recipe, pattern or architecture that is named but does not exist."""
+
+    def names(key: str) -> list[str]:
+        try:
+            return [str(name) for name in lookup(params, key) or ()]
+        except (ParamsError, TypeError):  # told by the section itself
+            return []
+
+    uses = [
+        (f"sweep.{section}", section, name) for section in ("recipes", "patterns") for name in names(f"sweep.{section}")
     ]
-    reference = params["report"]["reference"]
-    if reference not in params["sweep"]["recipes"]:
+    faults = [
+        f"{where}: {name!r} is not in {section}{nearest(name, names(section))}; there are: {', '.join(names(section))}"
+        for where, section, name in uses
+        if name not in names(section)
+    ]
+    reference = "".join(names("report.reference"))
+    if reference not in names("sweep.recipes"):
         faults.append(f"report.reference: {reference!r} is not in sweep.recipes, so it is never evaluated")
+    architecture, known = "".join(names("model.architecture")), registry.names("models")
+    if architecture not in known:
+        near = nearest(architecture, known)
+        faults.append(f"model.architecture: {architecture!r} is not supported{near}; supported: {', '.join(known)}")
     return faults

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuronrank.checkpoint import ModelArtifact, iter_described
-from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError
+from neuronrank.checkpoint import ModelArtifact
+from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.masks import MaskedModule
 from neuronrank.patterns import Pattern
 from neuronrank.score_store import Factors
+
+Scores = NDArray[np.float32]
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,13 @@ class ModuleMask:
 
 
 def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[dict[str, Any]]:
-    """Return the entries of the modules that a pattern prunes, in the model's order."""
+    """Return the entries of the modules that a pattern prunes, in the model's order.
+
+    Raises:
+        ParamsError: the pattern names more layers than the model has.
+    """
+    if (pattern.params.pruning_last or 0) > header["n_layers"]:
+        raise ParamsError(f"pruning_last {pattern.params.pruning_last}: the model has {header['n_layers']} layers")
     return [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], header["n_layers"])]
 
 
@@ -64,8 +73,10 @@ def iter_masks(
             f"{model.directory} holds {model.fingerprint[:12]}…. Run: dvc repro collect score"
         )
     selected = selected_modules(header, pattern)
-    weights = iter_described(model, [f"{module['name']}.weight" for module in selected])
-    for module, (weight_name, weight) in zip(selected, weights, strict=True):
+    checkpoint = model.checkpoint()
+    for module in selected:
+        weight_name = f"{module['name']}.weight"
+        weight = checkpoint.tensor(weight_name)
         part = header["parts"][module["part"]]
         masked = MaskedModule(module["name"], module["part"], part["default_group"])
         scores = _scores(masked, weight, factors, part["params"]["weight_exp"], pattern)
@@ -82,23 +93,45 @@ def _scores(
         if factor is not None and factor.size != weight.shape[axis]:
             raise MismatchError(f"{module.name}: weight is {tuple(weight.shape)}, a factor has {factor.size} channels")
     magnitude = weight.float().abs()
-    if weight_exp not in (0, 1):
-        magnitude = magnitude**weight_exp
-    scores = np.ones(tuple(weight.shape), dtype=np.float32) if weight_exp == 0 else magnitude.numpy()
+    scores: Scores = (magnitude if weight_exp == 1 else magnitude**weight_exp).numpy()  # 0**0 is 1
     with np.errstate(all="ignore"):
         scores = scores if row is None else scores * row[:, None]
         scores = scores if column is None else scores * column[None, :]
     n_bad = scores.size - int(np.count_nonzero(np.isfinite(scores)))
     if n_bad:
         raise NotFiniteError(f"{module.name}: {n_bad} of {scores.size} scores are NaN or infinite. Lower the exponents")
-    if weight_exp == 0 and column is None:
-        group = getattr(pattern.params, "group", "columns") or module.default_group
-        if row is None or group != "module":
-            raise DegenerateError(
-                f"{module.name}: with weight_exp 0 and no column factor all scores of a {group} group are equal. "
-                f"Use weight_exp > 0, or group: module"
-            )
+    _require_ranking(module, scores, column, weight_exp, pattern)
+    _require_no_underflow(module, scores, magnitude, row, column)
     return scores
+
+
+def _require_ranking(
+    module: MaskedModule, scores: Scores, column: Vector | None, weight_exp: float, pattern: Pattern
+) -> None:
+    flat = scores.reshape(-1)
+    if flat.size > 1 and (flat == flat[0]).all():
+        raise DegenerateError(f"{module.name}: all {flat.size} scores are equal ({flat[0]}), they cannot rank")
+    if weight_exp == 0 and column is None and pattern.rule.within_rows(pattern.params, module):
+        raise DegenerateError(
+            f"{module.name}: with weight_exp 0 and no column factor all scores of a row are equal, and the pattern "
+            f"compares within rows. Use weight_exp > 0, or group: module"
+        )
+
+
+def _require_no_underflow(
+    module: MaskedModule, scores: Scores, magnitude: torch.Tensor, row: Vector | None, column: Vector | None
+) -> None:
+    """Refuse scores that became zero although neither weight nor factor is: they would be removed by position."""
+    if scores.min() > 0:
+        return
+    possible = (magnitude > 0).numpy()
+    for factor in (row[:, None] if row is not None else None, column):
+        possible = possible if factor is None else possible & (factor > 0)
+    n_lost = int(np.count_nonzero(possible & (scores == 0)))
+    if n_lost:
+        raise NotFiniteError(
+            f"{module.name}: {n_lost} of {scores.size} scores are too small to tell from zero. Lower the exponents"
+        )
 
 
 def realised_sparsity(masks: list[dict[str, Any]], header: dict[str, Any], n_parameters: int) -> dict[str, float]:

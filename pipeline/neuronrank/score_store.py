@@ -1,8 +1,8 @@
 """Score factors on disk: what `score` computes and `prune` multiplies with the weights.
 
 artifacts/scores/<recipe>.safetensors
-  <module>.row     (O,) float32, absent when the factor is 1
-  <module>.column  (I,) float32, absent when the factor is 1
+  <module>.row     (O,) float32, absent where the method has no row factor
+  <module>.column  (I,) float32, absent where the method has no column factor
   header           schema, per part: method, parameters, weight_exp, default group; modules; provenance
 """
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neuronrank.files import read_header, read_tensors, write_tensors
 
 SCHEMA = "neuronrank.scores/1"
+_REQUIRED = ("recipe", "parts", "modules", "n_layers", "model", "calibration", "collect")
 _RUN = "dvc repro score"
 
 Factors = dict[str, NDArray[np.float32]]
@@ -35,5 +36,5 @@ def read_scores(path: Path) -> tuple[Factors, dict[str, Any]]:
     Raises:
         ArtifactError: missing, corrupt, or of another schema.
     """
-    header = read_header(path, SCHEMA, _RUN)
+    header = read_header(path, SCHEMA, _RUN, _REQUIRED)
     return read_tensors(path), header

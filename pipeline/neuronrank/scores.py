@@ -65,6 +65,8 @@ def _factor(tap: TapStatistics, part: RecipePart) -> NDArray[np.float32]:
         )
     if not factor.any():
         raise DegenerateError(f"{what} is zero in all {factor.size} channels: the tap was silent, it cannot rank")
+    if factor.size > 1 and factor[0] != 1 and (factor == factor[0]).all():
+        raise DegenerateError(f"{what} is the same in all {factor.size} channels: it cannot rank")
     return factor
 
 

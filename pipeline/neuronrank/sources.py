@@ -5,7 +5,7 @@ from typing import Any
 
 from neuronrank import registry
 from neuronrank.errors import ParamsError, UnknownName
-from neuronrank.params import validate
+from neuronrank.params import require_names, validate
 from neuronrank.text_sources import TextParams
 
 Source = tuple[ModuleType, Any]
@@ -37,7 +37,8 @@ def read_texts(section: Any, where: str) -> dict[str, Source]:
     texts = validate(TextParams, section, where)
     wanted = {"calibration": texts.calibration}
     wanted |= {f"evaluation/{name}": value for name, value in texts.evaluation.items()}
-    sources, faults = {}, []
+    sources: dict[str, Source] = {}
+    faults = require_names(texts.evaluation, f"{where}.evaluation")
     for name, value in wanted.items():
         try:
             sources[name] = read_source("text_sources", value, f"{where}.{name.replace('/', '.')}")

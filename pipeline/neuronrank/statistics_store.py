@@ -23,6 +23,7 @@ from neuronrank.files import check_schema, read_json
 from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
 
 SCHEMA = "neuronrank.statistics/1"
+_REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "taps")
 MANIFEST = "manifest.json"
 _RUN = "dvc repro collect"
 _BLOCK_BYTES = 256 << 20
@@ -103,14 +104,14 @@ class Statistics:
     """A complete statistics artifact, opened for reading."""
 
     def __init__(self, directory: Path) -> None:
-        """Check the manifest and that every chunk is there.
+        """Read the manifest; arrays are read, and found missing or corrupt, when they are asked for.
 
         Raises:
             ArtifactError: missing, incomplete, corrupt, or of another schema.
         """
         self.directory = directory
         self.manifest: dict[str, Any] = read_json(directory / MANIFEST, run=_RUN)
-        check_schema(directory / MANIFEST, self.manifest, SCHEMA, _RUN)
+        check_schema(directory / MANIFEST, self.manifest, SCHEMA, _RUN, _REQUIRED)
         try:
             self._root = zarr.open_group(directory / "taps.zarr", mode="r", zarr_format=3)
         except (FileNotFoundError, ValueError) as err:
@@ -119,11 +120,6 @@ class Statistics:
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
         self._blocks: dict[str, tuple[int, NDArray[Any]]] = {}
-
-    @property
-    def model_fingerprint(self) -> str:
-        """Of the model that the statistics were collected from."""
-        return str(self.manifest["model"]["fingerprint"])
 
     def tap(self, layer: int, tap: str, n_documents: int | None) -> TapStatistics:
         """Return one tap of one layer, over the first `n_documents` documents or all.

@@ -12,7 +12,9 @@ from zarr.codecs import BloscCodec
 
 from neuronrank.errors import MismatchError
 from neuronrank.files import write_json, write_tensors
+from neuronrank.statistics import weight_sums
 from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
+from neuronrank.statistics.document_sums import UNITS
 from neuronrank.statistics_store import MANIFEST, SCHEMA, TOTALS, total
 
 
@@ -49,8 +51,9 @@ class StatisticsWriter:
             if name not in self._root:
                 shape = (self._n_layers, *values.shape)
                 created = self._create(name, shape, (1, *values.shape), "float32")
-                units = "activation^2" if statistic == "sum_sq" else "activation"
-                created.attrs.update({"axes": ["layer", "document", "channel"], "units": units, "over": "tokens"})
+                created.attrs.update(
+                    {"axes": ["layer", "document", "channel"], "units": UNITS[statistic], "over": "tokens"}
+                )
             array: Any = self._root[name]
             if array.shape[2] != values.shape[1]:
                 raise MismatchError(
@@ -71,7 +74,9 @@ class StatisticsWriter:
             taps[tap] = {"channels": next(iter(arrays.values())).shape[2], "statistics": list(arrays)}
             for name, array in arrays.items():
                 self._derive(tap, name, array)
-        write_tensors(self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA})
+        write_tensors(
+            self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA, "units": weight_sums.UNITS}
+        )
         write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, "taps": taps})
 
     def _derive(self, tap: str, statistic: str, source: Any) -> None:

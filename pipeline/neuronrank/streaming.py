@@ -9,11 +9,11 @@ Relies on transformers' internal loading code (`core_model_loading`), which merg
 an architecture needs it; that is why this file is the only one that imports it and the dependency is pinned to v5.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class MicroBatch:
 class StreamedModel:
     """A causal language model whose decoder layers hold weights only while they run."""
 
-    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
         """Build the model without weights and load all that lies outside its decoder layers.
 
         Raises:
@@ -59,12 +59,12 @@ class StreamedModel:
             MismatchError: the checkpoint lacks a tensor that the architecture needs.
         """
         self.device, self._dtype = device, dtype
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(checkpoint.directory, trust_remote_code=False)
         self.layout = layout_of(config.model_type)
         with init_empty_weights(include_buffers=False):
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         self.layers: nn.ModuleList = self.model.get_submodule(self.layout.layers)
-        self._checkpoint = Checkpoint(directory)
+        self.checkpoint = checkpoint
         self._mapping = get_model_conversion_mapping(self.model)
         self._of_layer, outside = self._assign_tensors()
         self._load(outside)
@@ -82,29 +82,35 @@ class StreamedModel:
         prefix = self.layout.layers + "."
         of_layer: list[list[str]] = [[] for _ in self.layers]
         outside = []
-        for name in self._checkpoint.names:
+        for name in self.checkpoint.names:
             target, _ = rename_source_key(name, renamings, converters, self.model.base_model_prefix, expected)
+            if target not in expected and any(re.search(pattern, target) for pattern in self._ignored_patterns()):
+                continue
             if target.startswith(prefix):
                 of_layer[int(target.removeprefix(prefix).split(".", 1)[0])].append(name)
             else:
                 outside.append(name)
         return of_layer, outside
 
+    def _ignored_patterns(self) -> set[str]:
+        """Return what transformers itself ignores: old checkpoints carry rotary frequencies in every layer."""
+        return {r"rotary_emb\.inv_freq$", *(self.model._keys_to_ignore_on_load_unexpected or ())}
+
     def _load(self, names: Sequence[str]) -> None:
         settings = LoadStateDictConfig(
             weight_mapping=deepcopy(self._mapping), dtype=self._dtype, device_map={"": self.device}
         )
-        tensors = {name: self._checkpoint.lazy(name) for name in names}
+        tensors = {name: self.checkpoint.tensor(name) for name in names}
         info, _ = convert_and_load_state_dict_in_model(self.model, tensors, settings, None)
         faults = {"unexpected": info.unexpected_keys, "wrong shape": info.mismatched_keys, "": info.conversion_errors}
         for kind, keys in faults.items():
             if keys:
-                raise MismatchError(f"{self._checkpoint.directory}: {kind} tensors {sorted(map(str, keys))[:3]}")
+                raise MismatchError(f"{self.checkpoint.directory}: {kind} tensors {sorted(map(str, keys))[:3]}")
 
     def _require_loaded(self, module: nn.Module, skip: str = "") -> None:
         for name, parameter in module.named_parameters():
             if parameter.is_meta and not (skip and name.startswith(skip + ".")):
-                raise MismatchError(f"{self._checkpoint.directory}: has no tensor for {name!r} of this architecture")
+                raise MismatchError(f"{self.checkpoint.directory}: has no tensor for {name!r} of this architecture")
 
     @contextmanager
     def loaded_layer(self, index: int) -> Iterator[nn.Module]:

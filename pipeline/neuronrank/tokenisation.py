@@ -10,7 +10,7 @@ than there are, they are spread evenly over the text.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,8 @@ class PrepareParams(Section):
 
     window_tokens: int = Field(ge=2)
     calibration_windows: PositiveInt
-    evaluation_windows: PositiveInt | None
+    evaluation_windows: Annotated[int, Field(ge=2)] | None
+    """At least two: an interval needs more than one."""
     seed: int = Field(ge=0)
 
 
@@ -74,10 +75,10 @@ def evaluation_windows(
     """
     ids = _tokenise(tokenizer, "\n\n".join(document.text for document in documents))
     n_all = len(ids) // window_tokens
-    if n_all == 0 or (n is not None and n_all < n):
+    if n_all < (n or 2):
         raise SourceError(
             f"evaluation text {name!r}: holds {n_all} windows of {window_tokens} tokens ({len(ids)} tokens), "
-            f"{n or 'at least 1'} were asked for. Lower prepare.evaluation_windows or prepare.window_tokens"
+            f"{n or 'at least 2'} were asked for. Lower prepare.evaluation_windows or prepare.window_tokens"
         )
     windows = ids[: n_all * window_tokens].reshape(n_all, window_tokens)
     kept = np.arange(n_all) if n is None else np.arange(n) * n_all // n

@@ -12,6 +12,7 @@ from neuronrank.errors import MismatchError
 from neuronrank.files import read_header, read_tensors, write_tensors
 
 SCHEMA = "neuronrank.tokens/1"
+_REQUIRED = ("tokenizer_sha256", "window_tokens", "source")
 _RUN = "dvc repro prepare"
 
 
@@ -49,7 +50,7 @@ def read_windows(path: Path) -> Windows:
     Raises:
         ArtifactError: missing, corrupt, or of another schema.
     """
-    header = read_header(path, SCHEMA, _RUN)
+    header = read_header(path, SCHEMA, _RUN, _REQUIRED)
     return Windows(read_tensors(path)["token_ids"], header)
 
 

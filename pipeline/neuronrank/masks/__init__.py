@@ -1,10 +1,14 @@
 """Mask rules, one file each; the file's name is the rule's name.
 
-A file provides `Params` (a subclass of `PatternParams`) and `keep(scores, params, module)`, which returns the mask of
-one module, (O, I) bool, True = kept. Counts are exact.
+A file provides
+
+- `Params`: a subclass of `PatternParams`;
+- `keep(scores, params, module)`: the mask of one module, (O, I) bool, True = kept, with exact counts;
+- `within_rows(params, module)`: whether weights compete within a row only, so that a factor of the row changes nothing.
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,8 +55,11 @@ class PartSparsity(Section):
 
 
 def n_removed(sparsity: float, size: int) -> int:
-    """Return floor(sparsity * size + 1e-9): exact where the product is a whole number (0.29 of 100 is 29)."""
-    return int(sparsity * size + 1e-9)
+    """Return floor(sparsity * size + 1e-9), with the sparsity taken as the decimal number that was written.
+
+    In floats 0.29 * 100 is below 29, and beyond 10**7 weights the rounding error exceeds 1e-9.
+    """
+    return int(Decimal(repr(sparsity)) * size + Decimal("1e-9"))
 
 
 def lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
@@ -69,10 +76,10 @@ def lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
         return np.zeros(scores.shape, dtype=np.bool_)
     threshold = np.partition(scores, k - 1, axis=1)[:, k - 1 : k]
     marked: NDArray[np.bool_] = scores <= threshold
-    crowded = np.flatnonzero(np.count_nonzero(marked, axis=1) > k)
+    crowded = np.flatnonzero(np.count_nonzero(marked, axis=1) > k)  # ties at the threshold
     if crowded.size:
         below = scores[crowded] < threshold[crowded]
         tied = scores[crowded] == threshold[crowded]
         missing = k - np.count_nonzero(below, axis=1)
-        marked[crowded] = below | (tied & (np.cumsum(tied, axis=1) <= missing[:, None]))
+        marked[crowded] = below | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= missing[:, None]))
     return marked

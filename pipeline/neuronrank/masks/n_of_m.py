@@ -33,6 +33,12 @@ class Params(PatternParams):
         return self
 
 
+def within_rows(params: Params, module: MaskedModule) -> bool:
+    """Say whether weights compete within a row only, so that a factor of the row changes nothing."""
+    del params, module
+    return True
+
+
 def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> NDArray[np.bool_]:
     """Return the mask of one module.
 

@@ -24,6 +24,11 @@ class Params(PatternParams):
     """Null takes the scoring method's own default."""
 
 
+def within_rows(params: Params, module: MaskedModule) -> bool:
+    """Say whether weights compete within a row only, so that a factor of the row changes nothing."""
+    return (params.group or module.default_group) == "row"
+
+
 def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> NDArray[np.bool_]:
     """Return the mask of one module.
 

@@ -31,7 +31,7 @@ def materialise(params: Params, out: Path) -> Weights:
 
     try:
         snapshot = snapshot_download(params.id, revision=params.revision, allow_patterns=_WANTED)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as err:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as err:
         reason = " ".join(str(err).split())
         raise SourceError(f"model {params.id} at {params.revision}: cannot be downloaded: {reason}") from err
     return Weights(Path(snapshot), {"hub": params.id, "revision": params.revision})

@@ -7,6 +7,8 @@ from neuronrank.reporting.results import Inputs
 from neuronrank.score_store import read_scores
 
 PERCENTILES = (0, 1, 5, 25, 50, 75, 95, 99, 100)
+SPARSITY_COLUMNS = ("pattern", "recipe", "part", "layer", "sparsity")
+FACTOR_COLUMNS = ("recipe", "part", "layer", "module", "axis", "zeros", "percentile", "relative")
 Records = list[dict[str, str | float]]
 
 

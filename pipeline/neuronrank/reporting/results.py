@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from neuronrank.comparison import Ratio, perplexity, perplexity_ratio
 from neuronrank.errors import ParamsError
 from neuronrank.files import read_json
-from neuronrank.losses import read_losses, read_losses_header
+from neuronrank.losses import read_losses, read_losses_header, require_comparable
 from neuronrank.mask_store import MaskFile
 from neuronrank.reporting.params import ReportParams, SweepParams
 
@@ -64,7 +64,7 @@ def gather(inputs: Inputs, sweep: SweepParams, options: ReportParams) -> list[Ro
         raise ParamsError(f"report.reference: {options.reference!r} is not in sweep.recipes, so it is never evaluated")
     dense = read_losses(inputs.losses / "dense.safetensors")
     losses = {
-        (recipe, pattern): read_losses(inputs.losses / recipe / f"{pattern}.safetensors")
+        (recipe, pattern): _comparable_losses(inputs, recipe, pattern)
         for pattern in sweep.patterns
         for recipe in sweep.recipes
     }
@@ -88,6 +88,12 @@ def gather(inputs: Inputs, sweep: SweepParams, options: ReportParams) -> list[Ro
                 )
             )
     return rows
+
+
+def _comparable_losses(inputs: Inputs, recipe: str, pattern: str) -> Losses:
+    dense, path = inputs.losses / "dense.safetensors", inputs.losses / recipe / f"{pattern}.safetensors"
+    require_comparable(path, read_losses_header(path), dense, read_losses_header(dense))
+    return read_losses(path)
 
 
 def _seconds(inputs: Inputs, recipe: str, pattern: str) -> dict[str, float]:
@@ -138,4 +144,10 @@ def protocol(inputs: Inputs, sweep: SweepParams) -> dict[str, str]:
 
 
 def _text(entry: dict[str, Any]) -> str:
-    return f"{entry['n_windows']} windows of {entry['window_tokens']} tokens from {', '.join(entry['sources'])}"
+    return f"{entry['n_windows']} windows of {entry['window_tokens']} tokens from {_source(entry['source'])}"
+
+
+def _source(params: dict[str, Any]) -> str:
+    """Return what a person would call a source: its name, and which part of it."""
+    details = [str(params[key]) for key in ("id", "pattern", "split") if params.get(key)]
+    return " ".join([str(params["source"]), *details])

@@ -40,7 +40,7 @@ def _ratio(ratio: Ratio | None) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Return a number with three significant digits, never in exponent notation."""
+    """Return a number with at least three significant digits, never in exponent notation."""
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
@@ -48,9 +48,9 @@ def _pad(line: Sequence[str], widths: Sequence[int]) -> list[str]:
     return [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
 
 
-def write_csv(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Write records that share their keys as CSV."""
+def write_csv(path: Path, columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> None:
+    """Write records as CSV; without records only the heading."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)

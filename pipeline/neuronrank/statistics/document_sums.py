@@ -23,7 +23,7 @@ STATISTICS: Mapping[str, tuple[str, ...]] = {
 }
 """Which sums are kept of which tap: those that a method needs, since each is documents x channels large."""
 
-UNITS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
+UNITS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2"}
 
 
 class Accumulator:
@@ -58,5 +58,4 @@ _REDUCE = {
     "sum": lambda x: x.sum(dim=1),
     "sum_abs": lambda x: x.abs().sum(dim=1),
     "sum_sq": lambda x: x.square().sum(dim=1),
-    "max_abs": lambda x: x.abs().amax(dim=1),
 }

@@ -52,8 +52,11 @@ def documents(params: Params) -> Iterator[Document]:
         for number, row in enumerate(rows):
             if params.text_column not in row:
                 raise SourceError(f"{name}: no column {params.text_column!r}; it has {', '.join(row)}")
-            if str(row[params.text_column]).strip():
-                yield Document(id=f"{params.id}-{number}", source=params.id, text=str(row[params.text_column]))
+            text = row[params.text_column]
+            if not isinstance(text, str):
+                raise SourceError(f"{name}: row {number} holds {text!r} in {params.text_column!r}, expected a text")
+            if text.strip():
+                yield Document(id=f"{params.id}-{number}", source=params.id, text=text)
                 n_found += 1
             if n_found == params.n_documents:
                 return
