@@ -8,7 +8,7 @@ from neuronrank.checkpoint import open_model
 from neuronrank.mask_store import pack, write_masks
 from neuronrank.params import lookup, read_params
 from neuronrank.patterns import read_pattern
-from neuronrank.pruning import iter_masks, realised_sparsity, selected_modules
+from neuronrank.pruning import iter_masks, modules_with_idle_factor, realised_sparsity, selected_modules
 from neuronrank.score_store import read_scores
 from stages._command import InDirectory, InFile, Metrics, OutPath, log, progress, stage_command
 
@@ -38,6 +38,11 @@ def main(pattern: str, model: Path, scores: Path, out: Path, params: Path) -> Me
         packed[mask.weight] = pack(mask.keep)
         modules.append(mask.describe())
         log.debug("%s: removed %d/%d", mask.name, mask.n_removed, mask.keep.size)
+    idle = modules_with_idle_factor(factors, header, chosen)
+    if idle:
+        log.info(
+            "in %d of %d modules the factor lies on rows and cannot change an order within rows", idle, len(modules)
+        )
     sparsity = realised_sparsity(modules, header, opened.n_parameters)
     provenance = {name: header[name] for name in ("recipe", "parts", "model", "calibration", "collect")}
     described = {"name": pattern, **chosen.params.model_dump(mode="json")}

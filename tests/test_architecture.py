@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from neuronrank import registry
-from tests.imports import ROOT, first_party_closure, imported_modules, rooms_loaded
+from tests.imports import ROOT, file_of, first_party_closure, imported_modules, rooms_loaded
 
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 LIBRARY = ROOT / "pipeline" / "neuronrank"
@@ -75,6 +75,35 @@ def collect_files():
     return first_party_closure(ROOT / "stages" / "collect.py")
 
 
+FILES = {
+    "reporting/*.py": {"torch", "transformers", "neuronrank.scoring", "neuronrank.statistics_store"},
+    "*_store.py": {"torch", "transformers", "neuronrank.scoring", "neuronrank.evaluation"},
+    "windows.py": {"torch", "transformers"},
+    "losses.py": {"torch", "transformers"},
+    "documents.py": {"torch", "transformers"},
+    "comparison.py": {"torch", "transformers"},
+    "evaluation.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.scores"},
+    "streaming.py": {"neuronrank.scoring", "neuronrank.masks", "neuronrank.evaluation"},
+    "collection.py": {"neuronrank.scoring", "neuronrank.masks", "neuronrank.evaluation"},
+}
+
+
+@pytest.mark.parametrize("pattern", sorted(FILES))
+def test_files_stay_within_their_layer(pattern):
+    files = sorted(LIBRARY.glob(pattern))
+    assert files
+    for path in files:
+        assert not imported_modules(path) & FILES[pattern], path.name
+
+
+def test_what_all_share_imports_nothing_else():
+    shared = {"neuronrank", *(f"neuronrank.{name}" for name in ("errors", "files", "params", "registry"))}
+    for name in ("errors", "files", "params", "registry"):
+        path = LIBRARY / f"{name}.py"
+        ours = {module for module in imported_modules(path) if module.startswith("neuronrank") and file_of(module)}
+        assert ours <= shared, path.name
+
+
 FORBIDDEN = {
     "scoring": {"torch", "transformers", "click", "neuronrank.masks", "neuronrank.checkpoint"},
     "masks": {"torch", "transformers", "click", "neuronrank.scoring", "neuronrank.statistics_store"},
@@ -126,6 +155,9 @@ def test_every_fault_of_a_parameter_file_is_told_at_once(tmp_path):
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["colect"] = params.pop("collect")
+    params["model"]["architecture"] = "lama"
+    params["patterns"]["0.5"] = {"rule": "unstructured", "sparsity": 0.5}
+    params["sweep"]["recipes"].append("wnada")
     params["prepare"]["window_tokens"] = 1
     params["recipes"]["wanda"]["mlp"]["methd"] = 1
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
@@ -136,6 +168,18 @@ def test_every_fault_of_a_parameter_file_is_told_at_once(tmp_path):
     assert "params: no 'collect', did you mean 'colect'?" in message
     assert "prepare.window_tokens: found 1; input should be greater than or equal to 2" in message
     assert "recipes.wanda.mlp.methd: unknown key, did you mean 'method'?" in message
+    assert "model.architecture: 'lama' is not supported, did you mean 'llama'?" in message
+    assert "patterns.0.5: a name is letters, digits, '-' and '_'" in message
+    assert "sweep.recipes: 'wnada' is not in recipes, did you mean 'wanda'?" in message
+
+
+def test_a_key_that_comes_twice_is_refused(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.params import read_params
+
+    (tmp_path / "params.yaml").write_text("prepare: {seed: 1, seed: 2}\n")
+    with pytest.raises(ParamsError, match="key 'seed' comes twice"):
+        read_params(tmp_path / "params.yaml")
 
 
 def test_names_that_the_sweep_uses_must_exist(tmp_path):

@@ -125,3 +125,12 @@ def test_activations_that_overflow_are_named(tiny_model, tmp_path):
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
     with pytest.raises(UnknownName, match=r"architecture 'bert': not supported; supported: llama"):
         layout_of("bert")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_collects_what_a_cpu_does(tiny_model, layers):
+    streamed = StreamedModel(Checkpoint(tiny_model), torch.float32, torch.device("cuda"))
+    for one, other in zip(layers, collect_layers(streamed, TOKENS, 2), strict=True):
+        for key, values in one.documents.items():
+            torch.testing.assert_close(other.documents[key], values, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,29 @@ def test_a_finished_directory_replaces_the_earlier_one_whole(tmp_path):
             (partial / name).write_text(name)
     assert [path.name for path in out.iterdir()] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_rename_that_fails_puts_the_earlier_directory_back(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with output_directory(out) as partial:
+        (partial / "a").write_text("first")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.name.endswith(".partial"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(StorageError), output_directory(out) as partial:
+        (partial / "a").write_text("second")
+    assert (out / "a").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_refused_read_elsewhere_is_not_told_as_a_write(tmp_path):
+    with pytest.raises(PermissionError), output_file(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, "no", "/elsewhere/input")
 
 
 def test_what_a_killed_run_left_behind_is_no_obstacle(tmp_path):

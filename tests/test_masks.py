@@ -59,7 +59,8 @@ def test_the_lowest_index_goes_first_among_equal_scores():
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "size", "expected"), [(0.29, 100, 29), (0.5, 7, 3), (0.7, 10, 7), (0.0, 9, 0), (1 / 3, 3, 1)]
+    ("sparsity", "size", "expected"),
+    [(0.29, 100, 29), (0.5, 7, 3), (0.7, 10, 7), (0.0, 9, 0), (1 / 3, 3, 1), (0.29, 10**8, 29 * 10**6)],
 )
 def test_counts_are_exact_where_floats_are_not(sparsity, size, expected):
     assert n_removed(sparsity, size) == expected  # int(0.29 * 100) is 28

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from neuronrank import registry
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.masks import MaskedModule
 from neuronrank.patterns import read_pattern
 from neuronrank.pruning import _scores
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
-from tests.artifacts import module, statistics
+from tests.artifacts import WINDOW_TOKENS, module, statistics
 
 UP = module("up", "mlp", (2, 4), "mlp_in", "neuron", "row")
 DOWN = module("down", "mlp", (3, 2), "mlp_mid", "neuron", "column")
@@ -150,6 +151,58 @@ def test_groups_that_cannot_rank_are_refused():
         DegenerateError, match="up: with weight_exp 0 and no column factor all scores of a row are equal"
     ):
         _scores(masked, WEIGHT, {"up.row": np.array([1, 2], dtype=np.float32)}, 0.0, by_row)
+
+
+def test_a_constant_factor_is_refused(tmp_path):
+    opened = statistics(tmp_path, {("mlp_in", "sum_sq"): [[4, 4, 4, 4]]}, [UP])
+    with pytest.raises(DegenerateError, match="the wanda factor is the same in all 4 channels: it cannot rank"):
+        compute_factors(opened, recipe({"method": "wanda"}))
+
+
+def test_equal_scores_are_refused():
+    with pytest.raises(DegenerateError, match=r"up: all 8 scores are equal \(1\.0\), they cannot rank"):
+        scored({}, "up", WEIGHT, weight_exp=0.0)
+    with pytest.raises(DegenerateError, match=r"up: all 8 scores are equal \(0\.0\), they cannot rank"):
+        scored({}, "up", WEIGHT * 0)
+
+
+def test_scores_that_underflow_are_refused_and_true_zeros_are_not():
+    with pytest.raises(NotFiniteError, match="up: 1 of 8 scores are too small to tell from zero"):
+        scored({}, "up", torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 1e-5]]), weight_exp=30.0)
+    weight = torch.tensor([[1.0, 0, 3, 4], [5, 6, 7, 8]])
+    column = {"up.column": np.array([1, 1, 0, 1], dtype=np.float32)}
+    assert scored(column, "up", weight).tolist() == [[1, 0, 0, 4], [5, 6, 0, 8]]
+
+
+def test_every_method_reads_what_it_declares(tmp_path):
+    class Spy:
+        """A tap that notes which statistics are asked for."""
+
+        n_documents, n_tokens, where = 2, WINDOW_TOKENS, "spy"
+
+        def __init__(self):
+            self.read = set()
+
+        def documents(self, statistic):
+            self.read.add(statistic)
+            return np.array([[1, 2], [3, 5]], dtype=np.float32)
+
+        def total(self, statistic):
+            return self.documents(statistic).sum(axis=0)
+
+        def document_frequency(self, _quantile):
+            self.read.add("sum_abs")
+            return np.array([1, 2])
+
+    checked = 0
+    for name in registry.names("scoring"):
+        method = registry.load("scoring", name)
+        if method.TAP is not None:
+            spy = Spy()
+            method.channel_factor(spy, method.Params(method=name))
+            assert spy.read == set(method.STATISTICS), name
+            checked += 1
+    assert checked == 2
 
 
 def test_a_missing_statistic_is_named(tmp_path):

@@ -134,6 +134,16 @@ def _require_no_underflow(
         )
 
 
+def modules_with_idle_factor(factors: Factors, header: dict[str, Any], pattern: Pattern) -> int:
+    """Count the modules whose only factor lies on rows while the pattern compares within rows: weights alone decide."""
+    n_idle = 0
+    for entry in selected_modules(header, pattern):
+        module = MaskedModule(entry["name"], entry["part"], header["parts"][entry["part"]]["default_group"])
+        only_rows = f"{module.name}.row" in factors and f"{module.name}.column" not in factors
+        n_idle += only_rows and pattern.rule.within_rows(pattern.params, module)
+    return n_idle
+
+
 def realised_sparsity(masks: list[dict[str, Any]], header: dict[str, Any], n_parameters: int) -> dict[str, float]:
     """Return the share of weights removed, of three denominators.
 

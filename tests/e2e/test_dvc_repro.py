@@ -15,7 +15,10 @@ from tests.project import tiny_params
 
 pytestmark = pytest.mark.e2e
 
-PROJECT_FILES = ("dvc.yaml", ".dvcignore", "artifacts/.gitignore")
+PROJECT_FILES = (
+    *("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore"),
+    *("inputs/model/.gitignore", "inputs/text/.gitignore"),
+)
 ALL = {
     *("fetch@model", "fetch@text", "prepare", "collect", "eval_dense", "report"),
     *("score@wanda", "score@hybrid", "prune@wanda-50pct", "prune@hybrid-50pct"),
@@ -68,17 +71,20 @@ def repository(tiny_model, tiny_texts, tmp_path_factory) -> Repository:
     for folder in ("stages", "pipeline"):
         shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
     for name in PROJECT_FILES:
-        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
-    shutil.copytree(tiny_model, root / "inputs/model")
-    shutil.copytree(tiny_texts, root / "inputs/text")
+    shutil.copytree(tiny_model, root / "inputs/model/tiny")
+    shutil.copytree(tiny_texts, root / "inputs/text", dirs_exist_ok=True)
     repository = Repository(root)
-    repository.write_params(tiny_params(Path("inputs/model"), Path("inputs/text")))
+    repository.write_params(tiny_params(Path("inputs/model/tiny"), Path("inputs/text")))
     repository.git("init", "--quiet")
     repository.dvc("init", "--quiet")
     shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
+    texts = [str(path.relative_to(root)) for path in sorted((root / "inputs/text").glob("*.jsonl"))]
+    repository.dvc("add", "--quiet", "inputs/model/tiny", *texts)
     assert repository.repro() == ALL
     repository.git("add", ".")
+    assert "inputs/text/news.jsonl" not in repository.git("ls-files").split()
     repository.git("commit", "--quiet", "--message", "Everything ran")
     return repository
 
