@@ -98,7 +98,7 @@ def test_jsonl_txt_and_parquet_files(tmp_path, monkeypatch):
         ('{"text": \n', "x.jsonl", "x.jsonl: cannot be read"),
         ("x", "x.pdf", "ending '.pdf' is not one of"),
         ('{"text": "a"}\n{"text": null}\n', "x.jsonl", "row 1 holds None in 'text', expected a text"),
-        ('{"text": ["a"]}\n', "x.jsonl", r"row 0 holds \\['a'\\] in 'text', expected a text"),
+        ('{"text": ["a"]}\n', "x.jsonl", r"row 0 holds \['a'\] in 'text', expected a text"),
     ],
 )
 def test_unreadable_text_files_are_refused(tmp_path, content, name, message):
