@@ -141,7 +141,7 @@ def test_metrics_and_plots_are_read_by_dvc(repository, tmp_path):
     assert "perplexity.wiki" in repository.dvc("exp", "show", "--csv")
     repository.dvc("plots", "show", "--out", str(tmp_path / "plots"))
     page = (tmp_path / "plots/index.html").read_text()
-    for title in ("Perplexity by recipe", "Sparsity by layer", "Score factors"):
+    for title in ("Perplexity by recipe", "Sparsity by layer", "Percentiles of the score factors"):
         assert title in page
 
 
