@@ -4,11 +4,11 @@ Source: METHODS section 4. Row groups are Wanda's comparison per output (Sun et 
 Differs: nothing. Among equal scores the lowest flat index is removed first, as a stable ascending sort does.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from neuronrank.masks import MaskedModule, PartSparsity, PatternParams, lowest, n_removed
 
@@ -22,6 +22,14 @@ class Params(PatternParams):
     """Share of the weights to remove, in [0, 1); one number, or one for each part."""
     group: Literal["row", "module"] | None = None
     """Null takes the scoring method's own default."""
+
+    @field_validator("sparsity", mode="wrap")
+    @classmethod
+    def _one_fault(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError as err:  # one fault for each form it could have had
+            raise ValueError("expected a share in [0, 1), or {attention: share, mlp: share}") from err
 
 
 def within_rows(params: Params, module: MaskedModule) -> bool:
