@@ -8,7 +8,7 @@ import torch
 
 from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact, open_model
-from neuronrank.collection import CollectParams, collect_layers
+from neuronrank.collection import CollectParams, collect_layers, find_classes
 from neuronrank.files import output_directory
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.statistics_writer import StatisticsWriter
@@ -36,24 +36,31 @@ def main(model: Path, tokens: Path, out: Path, params: Path) -> Metrics:
     require_same_tokenizer(windows, tokens, opened.tokenizer_sha256)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     streamed = StreamedModel(opened.checkpoint(), getattr(torch, options.dtype), device)
-    n_layers, n_documents = len(streamed.layers), len(windows.token_ids)
+    n_layers = len(streamed.layers)
     modules: list[dict[str, Any]] = []
 
+    token_ids = torch.from_numpy(windows.token_ids).long()
+    classes = find_classes(token_ids, options)
+
     with output_directory(out) as partial:
-        writer = StatisticsWriter(partial, n_layers, n_documents)
+        writer = StatisticsWriter(partial, n_layers, options.profile)
         writer.write_tokens(windows.token_ids)
-        layers = collect_layers(streamed, torch.from_numpy(windows.token_ids).long(), options.documents_per_batch)
-        for layer in progress(layers, n_layers, "layers"):
-            documents = {key: values.numpy() for key, values in layer.documents.items()}
-            writer.write_layer(layer.index, documents, {name: v.numpy() for name, v in layer.weights.items()})
+        if len(classes.token_ids):
+            writer.write_classes(classes.token_ids, classes.count)
+        for layer in progress(collect_layers(streamed, token_ids, options, classes), n_layers, "layers"):
+            writer.write_layer(layer.index, layer.arrays, layer.weights)
             modules += layer.modules
-        writer.finish(_manifest(opened, windows, options, modules, n_layers))
+        writer.finish(_manifest(opened, windows, options, modules, streamed))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {"calibration_tokens": windows.n_tokens, "artifact_mib": round(size / 2**20, 2), "device": device.type}
 
 
 def _manifest(
-    model: ModelArtifact, windows: Windows, options: CollectParams, modules: list[dict[str, Any]], n_layers: int
+    model: ModelArtifact,
+    windows: Windows,
+    options: CollectParams,
+    modules: list[dict[str, Any]],
+    streamed: StreamedModel,
 ) -> dict[str, Any]:
     return {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
@@ -63,8 +70,16 @@ def _manifest(
             "sha256": windows.sha256,
             **{key: windows.header[key] for key in ("seed", "source", "origins")},
         },
-        "collect": {"dtype": options.dtype, "propagation": "dense", "neuronrank": __version__},
-        "n_layers": n_layers,
+        "collect": {
+            "dtype": options.dtype,
+            "propagation": "dense",
+            "classes": options.classes,
+            "topics": options.topics.model_dump(),
+            "gram": options.gram,
+            "neuronrank": __version__,
+        },
+        "n_layers": len(streamed.layers),
+        "lm_head": {"module": streamed.layout.lm_head, "embeddings": streamed.layout.embeddings},
         "modules": modules,
     }
 

@@ -2,27 +2,40 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from pydantic import PositiveInt
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from neuronrank.checkpoint import require_finite
 from neuronrank.errors import NotFiniteError
 from neuronrank.params import Section
-from neuronrank.statistics.document_sums import Accumulator
+from neuronrank.profiles import PROFILES, ProfileName
+from neuronrank.statistics import Context, class_moments, document_sums, gram, magnitude_sketch, topic_sums
 from neuronrank.statistics.weight_sums import weight_sums
-from neuronrank.streaming import StreamedModel
+from neuronrank.streaming import MicroBatch, StreamedModel
 from neuronrank.taps import tapped
+from neuronrank.topics import PROJECTED_WIDTH, TopicParams, Topics, find_topics, projection
 
 
 class CollectParams(Section):
-    """How the forward pass runs; accumulation is float32 per document and float64 across them."""
+    """How the forward pass runs and what is kept of it."""
 
     dtype: Literal["bfloat16", "float16", "float32"]
     documents_per_batch: PositiveInt
+    profile: ProfileName
+    classes: NonNegativeInt
+    """So many of the most frequent token ids get moments of their own; 0 leaves classes out. None with `lean`."""
+    topics: TopicParams
+    """None with `lean`."""
+    gram: bool = False
+    """Keep X^T X of every input tap: large."""
+
+
+Arrays = dict[tuple[str, str], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -30,41 +43,109 @@ class LayerStatistics:
     """All that is kept of one decoder layer."""
 
     index: int
-    documents: dict[tuple[str, str], Tensor]
-    """(tap, statistic) -> (N, C) float32."""
-    weights: dict[str, Tensor]
-    """`<module name>.<axis>_<statistic>` -> vector, float32."""
+    arrays: Arrays
+    """(tap or `topics`, array) -> values, without the layer axis."""
+    weights: dict[str, NDArray[np.float32]]
+    """`<module name>.<axis>_<statistic>` -> vector."""
     modules: list[dict[str, Any]]
     """The layer's linear modules, as `statistics_store.Module` reads them."""
 
 
+@dataclass(frozen=True)
+class Classes:
+    """The token classes of the calibration text, the same for all layers."""
+
+    token_ids: NDArray[np.int32]
+    """(M,), most frequent first."""
+    count: NDArray[np.int64]
+    """(M + 1,) tokens; the last is all others."""
+    of_token: Tensor
+    """(N, T) int64."""
+
+
+def find_classes(token_ids: Tensor, params: CollectParams) -> Classes:
+    """Choose the token classes that the parameters ask for; none with a profile that keeps none.
+
+    Args:
+        token_ids: (N, T).
+        params: number of classes and profile.
+    """
+    wanted = params.classes if PROFILES[params.profile].classed else 0
+    ids, count, of_token = class_moments.token_classes(token_ids, wanted)
+    return Classes(ids.numpy().astype(np.int32), count.numpy(), of_token)
+
+
 @torch.no_grad()
-def collect_layers(model: StreamedModel, token_ids: Tensor, documents_per_batch: int) -> Iterator[LayerStatistics]:
+def collect_layers(
+    model: StreamedModel, token_ids: Tensor, params: CollectParams, classes: Classes
+) -> Iterator[LayerStatistics]:
     """Yield the statistics of layer 0, 1, … as each has seen all documents.
 
     Args:
         model: streamed; its decoder layers hold weights only while they run.
         token_ids: (N, T), every document of the same length, without padding.
-        documents_per_batch: how many documents run at once. It bounds the memory of a layer's activations.
+        params: what to keep. `documents_per_batch` bounds the memory of a layer's activations.
+        classes: of `find_classes`.
 
     Raises:
         NotFiniteError: a weight or an activation is NaN or infinite; names module or tap, and layer.
+        ParamsError: more micro-topics than tokens.
     """
-    batches = model.start(token_ids, documents_per_batch)
+    profile = PROFILES[params.profile]
+    n_topics = params.topics.micro_topics if profile.topical else 0
+    batches = model.start(token_ids, params.documents_per_batch)
     for index in range(len(model.layers)):
-        accumulator = Accumulator(len(token_ids))
+        topics = _topics(batches, token_ids, params, index) if n_topics else None
+        context = Context(
+            n_documents=len(token_ids),
+            profile=profile,
+            class_of_token=classes.of_token,
+            n_classes=len(classes.token_ids),
+            topic_of_token=topics.labels if topics else token_ids,
+            n_topics=n_topics,
+            gram=params.gram,
+        )
         with model.loaded_layer(index) as layer:
             weights, modules = _reduce_weights(model, index)
-            for batch in batches:
-                with tapped(layer, model.layout, partial(accumulator.update, batch.rows)):
-                    model.advance(layer, index, batch)
-        documents = accumulator.result()
-        _require_finite_sums(f"layer {index}", documents)
-        yield LayerStatistics(index, documents, weights, modules)
+            arrays = _count(model, layer, index, batches, context)
+        arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
+        yield LayerStatistics(index, arrays, weights, modules)
 
 
-def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    sums: dict[str, Tensor] = {}
+def _topics(batches: list[MicroBatch], token_ids: Tensor, params: CollectParams, layer: int) -> Topics:
+    width = batches[0].hidden.shape[-1]
+    onto = projection(width, params.topics.seed).to(batches[0].hidden.device)
+    projected = torch.empty(*token_ids.shape, PROJECTED_WIDTH, device=onto.device)
+    for batch in batches:
+        projected[batch.rows] = batch.hidden.float() @ onto
+    return find_topics(projected, params.topics, layer)
+
+
+def _count(
+    model: StreamedModel, layer: torch.nn.Module, index: int, batches: list[MicroBatch], context: Context
+) -> Arrays:
+    """Run all documents through one layer and return what its accumulators found."""
+    modules = (document_sums, magnitude_sketch, class_moments, topic_sums, gram)
+    accumulators = [module.Accumulator(context) for module in modules]
+    for batch in batches:
+
+        def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
+            if tap in context.profile.taps:
+                x = values.float()  # before squaring: half precision overflows at 65504
+                for accumulator in accumulators:
+                    accumulator.update(rows, tap, x)
+
+        with tapped(layer, model.layout, on_tap):
+            model.advance(layer, index, batch)
+    sums = accumulators[0].result()
+    _require_finite_sums(f"layer {index}", sums)
+    for accumulator in accumulators[1:]:
+        sums |= accumulator.result()
+    return {key: values.numpy() for key, values in sums.items()}
+
+
+def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:
+    sums: dict[str, NDArray[np.float32]] = {}
     modules = []
     for linear in model.layout.linears:
         name = f"{model.layout.layers}.{index}.{linear.path}"
@@ -72,7 +153,7 @@ def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, Tensor]
         require_finite(f"{name}.weight", weight)
         role = {key: value for key, value in asdict(linear).items() if key != "path"}
         modules.append({"name": name, "layer": index, "shape": list(weight.shape), **role})
-        sums.update({f"{name}.{key}": vector for key, vector in weight_sums(weight).items()})
+        sums.update({f"{name}.{key}": vector.numpy() for key, vector in weight_sums(weight).items()})
     return sums, modules
 
 

@@ -53,4 +53,10 @@ def _read_part(value: Any, where: str) -> RecipePart:
         method = registry.load("scoring", value["method"])
     except UnknownName as err:
         raise ParamsError(f"{where}.method: {err}") from err
+    part = where.rpartition(".")[2]
+    if part not in method.PARTS:
+        scored = " and ".join(method.PARTS)
+        raise ParamsError(
+            f"{where}.method: {value['method']!r} scores {scored} only. Use method: none to leave it dense"
+        )
     return RecipePart(method, validate(method.Params, value, where))

@@ -1,9 +1,13 @@
 """Score factors on disk: what `score` computes and `prune` multiplies with the weights.
 
 artifacts/scores/<recipe>.safetensors
-  <module>.row     (O,) float32, absent where the method has no row factor
-  <module>.column  (I,) float32, absent where the method has no column factor
-  header           schema, per part: method, parameters, weight_exp, default group; modules; provenance
+  <module>.row, <module>.column            (O,), (I,) float32: factors; absent where the method has none
+  <module>.row_term, <module>.column_term  (O,), (I,) float32: added; absent where the method has none
+  neurons.<layer>                          (F,) float32: neuron scores; absent where the method has none
+  header                                   schema; per part: method, parameters, weight_exp, weight_multi, default
+                                           group; modules; provenance
+
+score = weight_multi * |W|^weight_exp * row * column + row_term + column_term
 """
 
 from pathlib import Path
@@ -14,8 +18,8 @@ from numpy.typing import NDArray
 
 from neuronrank.files import read_header, read_tensors, write_tensors
 
-SCHEMA = "neuronrank.scores/1"
-_REQUIRED = ("recipe", "parts", "modules", "n_layers", "model", "calibration", "collect")
+SCHEMA = "neuronrank.scores/2"
+_REQUIRED = ("recipe", "parts", "modules", "lm_head", "n_layers", "model", "calibration", "collect")
 _RUN = "dvc repro score"
 
 Factors = dict[str, NDArray[np.float32]]

@@ -1,91 +1,165 @@
-"""Cached statistics -> score factors: a vector for the rows or the columns of every module."""
+"""Cached statistics -> score factors: vectors for the rows or columns of every module, and for the neurons."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError
+from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.recipes import Recipe, RecipePart
 from neuronrank.score_store import SCHEMA, Factors
-from neuronrank.statistics_store import Module, Statistics, TapStatistics
+from neuronrank.scoring import Element
+from neuronrank.statistics_store import Module, Statistics
+
+Vector = NDArray[np.float64]
 
 
 def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
-    """Compute the row and column factors of every module.
+    """Compute the factors and terms of every module, and the neuron scores of every layer.
 
     Args:
         statistics: an opened artifact.
         recipe: a method for each part.
 
     Returns:
-        `<module>.row` (O,) or `<module>.column` (I,); a module whose method has no factor is absent.
+        `<module>.<row or column>` and `<module>.<row or column>_term`, (O,) or (I,); `neurons.<layer>`, (F,). What a
+        method does not have is absent.
 
     Raises:
         ArtifactError: the artifact lacks a statistic that the method needs.
         NotFiniteError: a factor is NaN or infinite.
         DegenerateError: a factor is all zero, or cannot rank.
-        MismatchError: a factor's width is not the module's.
+        MismatchError: a factor's width is not the module's; or more was asked for than is stored.
+        ParamsError: a kind of weight that the part does not have.
     """
-    known: dict[tuple[str, int, str], NDArray[np.float32]] = {}
+    known: dict[tuple[str, int, str, str], Vector] = {}
     factors: Factors = {}
     for module in statistics.modules:
         part = recipe[module.part]
-        if part.method.TAP is None:
+        element = part.method.element(module.part, part.params)
+        if element is None or element.channels is None:
             continue
-        tap, axis = _placement(module, part)
-        key = (module.part, module.layer, tap)
-        if key not in known:
-            known[key] = _factor(statistics.tap(module.layer, tap, part.params.nsamples), part)
-        width = module.shape[0 if axis == "row" else 1]
-        if known[key].shape != (width,):
-            raise MismatchError(
-                f"{module.name}: its {axis} factor has {known[key].size} channels, its weight has {width}. "
-                f"Statistics of another model? Run: dvc repro collect"
-            )
-        factors[f"{module.name}.{axis}"] = known[key]
-    return factors
+        tap, axis = _placement(module, element)
+        for function, suffix in (("channel_factor", ""), ("channel_term", "_term")):
+            if not hasattr(part.method, function):
+                continue
+            key = (module.part, module.layer, tap, function)
+            if key not in known:
+                opened = statistics.tap(module.layer, tap, getattr(part.params, "nsamples", None))
+                with np.errstate(all="ignore"):  # what is not finite is refused below, by name
+                    known[key] = getattr(part.method, function)(opened, part.params)
+                _require_ranking(known[key], f"{opened.where}: the {part.params.method} factor")
+            factor = known[key]
+            if element.weight != "element":
+                factor = factor * _weight_norm(statistics, module, element) ** element.weight_exp
+            width = module.shape[0 if axis == "row" else 1]
+            if factor.shape != (width,):
+                raise MismatchError(
+                    f"{module.name}: its {axis} factor has {factor.size} channels, its weight has {width}. "
+                    f"Statistics of another model? Run: dvc repro collect"
+                )
+            factors[f"{module.name}.{axis}{suffix}"] = factor.astype(np.float32)
+    return factors | _neuron_scores(statistics, recipe["mlp"])
 
 
-def _placement(module: Module, part: RecipePart) -> tuple[str, str]:
-    if part.method.TAP == "input":
+def _neuron_scores(statistics: Statistics, part: RecipePart) -> Factors:
+    """Return `neurons.<layer>` -> (F,), nothing when the method does not rank neurons."""
+    if not hasattr(part.method, "neuron_score"):
+        return {}
+    scores: Factors = {}
+    for gate in gates(statistics):
+        opened = statistics.tap(gate.layer, gate.neuron_tap, getattr(part.params, "nsamples", None))
+        norm = np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
+        with np.errstate(all="ignore"):
+            score = part.method.neuron_score(opened, norm, part.params)
+        _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
+        scores[f"neurons.{gate.layer}"] = score.astype(np.float32)
+    return scores
+
+
+def gates(statistics: Statistics) -> list[Module]:
+    """Return of every layer the module whose rows are the MLP's neurons: gate, or the first of a plain MLP."""
+    found: dict[int, Module] = {}
+    for module in statistics.modules:
+        if module.part == "mlp" and module.neuron_axis == "row":
+            found.setdefault(module.layer, module)
+    return list(found.values())
+
+
+def _placement(module: Module, element: Element) -> tuple[str, str]:
+    """Return which tap an element score reads for a module, and where its factor lies."""
+    if element.channels == "input":
         return module.input_tap, "column"
+    if element.channels == "gate_pre" and module.part == "mlp":
+        return "gate_pre", module.neuron_axis
     return module.neuron_tap, module.neuron_axis
 
 
-def _factor(tap: TapStatistics, part: RecipePart) -> NDArray[np.float32]:
-    with np.errstate(all="ignore"):  # what is not finite is refused below, by name
-        factor: NDArray[np.float32] = part.method.channel_factor(tap, part.params).astype(np.float32)
-    what = f"{tap.where}: the {part.params.method} factor"
-    n_bad = np.count_nonzero(~np.isfinite(factor))
+def _weight_norm(statistics: Statistics, module: Module, element: Element) -> Vector:
+    """Return the L2 norm of the weights that stand for each neuron of a module."""
+    if element.weight == "row_norm":
+        return np.sqrt(statistics.weight_sums(module.name, f"{module.neuron_axis}_sum_sq").astype(np.float64))
+    if module.part != "mlp":
+        raise ParamsError(f"{module.name}: magnitude neuron_norm is the norm of a gate row; attention has none")
+    gate = next(gate for gate in gates(statistics) if gate.layer == module.layer)
+    return np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
+
+
+def _require_ranking(factor: Vector, what: str) -> None:
+    """Refuse a factor that is not finite as float32, all zero, or constant."""
+    with np.errstate(all="ignore"):
+        stored = factor.astype(np.float32)
+    n_bad = np.count_nonzero(~np.isfinite(stored))
     if n_bad:
         raise NotFiniteError(
-            f"{what} is NaN or infinite in {n_bad} of {factor.size} channels "
+            f"{what} is NaN or infinite in {n_bad} of {stored.size} channels "
             f"(a silent channel with a negative exponent, or an exponent too large?)"
         )
-    if not factor.any():
-        raise DegenerateError(f"{what} is zero in all {factor.size} channels: the tap was silent, it cannot rank")
-    if factor.size > 1 and factor[0] != 1 and (factor == factor[0]).all():
-        raise DegenerateError(f"{what} is the same in all {factor.size} channels: it cannot rank")
-    return factor
+    if not stored.any():
+        raise DegenerateError(f"{what} is zero in all {stored.size} channels: the tap was silent, it cannot rank")
+    if stored.size > 1 and stored[0] != 1 and (stored == stored[0]).all():
+        raise DegenerateError(f"{what} is the same in all {stored.size} channels: it cannot rank")
 
 
 def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> dict[str, Any]:
-    """Return what the scores say of themselves: methods, modules, and what they were made from."""
+    """Return what the scores say of themselves: methods, modules, and what they were made from.
+
+    A part that the recipe leaves without a score is absent from `parts`.
+    """
     manifest = statistics.manifest
+    described = {name: _describe_part(name, part) for name, part in recipe.items()}
     return {
         "schema": SCHEMA,
         "recipe": recipe_name,
-        "parts": {
-            name: {"default_group": part.method.DEFAULT_GROUP, "params": part.params.model_dump(mode="json")}
-            for name, part in recipe.items()
-        },
+        "parts": {name: part for name, part in described.items() if part["elements"] or part["neurons"]},
         "modules": [
-            {"name": module.name, "layer": module.layer, "part": module.part, "shape": list(module.shape)}
+            {
+                "name": module.name,
+                "layer": module.layer,
+                "part": module.part,
+                "shape": list(module.shape),
+                "neuron_tap": module.neuron_tap,
+                "neuron_axis": module.neuron_axis,
+            }
             for module in statistics.modules
         ],
+        "lm_head": manifest["lm_head"],
         "n_layers": manifest["n_layers"],
         "model": manifest["model"],
         "calibration": {key: value for key, value in manifest["calibration"].items() if key != "origins"},
         "collect": manifest["collect"],
+    }
+
+
+def _describe_part(name: str, part: RecipePart) -> dict[str, Any]:
+    element = part.method.element(name, part.params)
+    by_norm = element is not None and element.weight != "element"  # then the factor holds the weight
+    return {
+        "method": part.params.method,
+        "default_group": part.method.DEFAULT_GROUP,
+        "elements": element is not None,
+        "neurons": name == "mlp" and hasattr(part.method, "neuron_score"),
+        "weight_exp": 0.0 if element is None or by_norm else element.weight_exp,
+        "weight_multi": 1.0 if element is None else element.weight_multi,
+        "params": part.params.model_dump(mode="json"),
     }

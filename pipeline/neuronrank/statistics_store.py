@@ -2,11 +2,11 @@
 
     artifacts/statistics/
       manifest.json        schema, provenance, modules and taps; written last, so that its presence means "complete"
-      taps.zarr/           Zarr v3: <tap>/<statistic>, (layer, document, channel) float32, one chunk a layer
+      taps.zarr/           Zarr v3: <tap>/<array>, topics/<array>, classes/<array>; the first axis is the layer
       weights.safetensors  <module>.<row|column>_<statistic> float32 vectors
 
-Every array says its axes and units in its attributes. Beside the per-document sums each tap has small arrays at
-default settings, for people who open the store with plain zarr: `wanda_sum_sq`, `tf_sum`, `df_count`.
+Every array says its axes, units and definition in its attributes; `statistics_schema.py` lists them. Small arrays at
+default settings are for people who open the store with plain zarr: `wanda_sum_sq`, `tf_sum`, `df_count`, `quantiles`.
 """
 
 import math
@@ -19,27 +19,16 @@ import zarr
 from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import check_schema, read_json
-from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
+from neuronrank.files import check_schema, read_header, read_json, read_tensors
+from neuronrank.profiles import smallest_with
+from neuronrank.statistics_schema import SCHEMA
+from neuronrank.tap_statistics import TapStatistics
 
-SCHEMA = "neuronrank.statistics/1"
-_REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "taps")
+_REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "lm_head", "profile", "arrays")
 MANIFEST = "manifest.json"
 _RUN = "dvc repro collect"
-_BLOCK_BYTES = 256 << 20
+_BLOCK_BYTES = 128 << 20
 """How much of one array is read at once, unless one layer alone is larger."""
-
-
-TOTALS = {"sum_sq": "wanda_sum_sq", "sum_abs": "tf_sum"}
-"""Sums over documents that are kept beside the per-document sums."""
-
-
-_DERIVED_FROM = {**{derived: source for source, derived in TOTALS.items()}, "df_count": "sum_abs"}
-
-
-def total(documents: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Sum over documents in float64."""
-    return np.asarray(documents.sum(axis=0, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -55,49 +44,6 @@ class Module:
     input_tap: str
     neuron_tap: str
     neuron_axis: str
-
-
-@dataclass(frozen=True)
-class TapStatistics:
-    """One tap of one layer, over the first `n_documents` documents."""
-
-    where: str
-    """For messages, for example `layer 3, tap 'neuron'`."""
-    n_documents: int
-    n_tokens: int
-    """Per document."""
-    _store: "Statistics"
-    _layer: int
-    _tap: str
-
-    def documents(self, statistic: str) -> NDArray[np.float32]:
-        """Return (D, C) sums over the tokens of each document.
-
-        Raises:
-            ArtifactError: the artifact does not hold this statistic of this tap.
-        """
-        return self._store.layer_values(self._layer, self._tap, statistic)[: self.n_documents]
-
-    def total(self, statistic: str) -> NDArray[np.float64]:
-        """Return (C,) sums over all tokens of the documents.
-
-        Raises:
-            ArtifactError: the artifact does not hold this statistic of this tap.
-        """
-        derived = TOTALS.get(statistic)
-        if derived and self.n_documents == self._store.n_documents:
-            return np.asarray(self._store.layer_values(self._layer, self._tap, derived))
-        return total(self.documents(statistic))
-
-    def document_frequency(self, quantile: float) -> NDArray[np.int64]:
-        """Return (C,) counts of documents whose mean |a| reaches the quantile pooled over the tap.
-
-        Raises:
-            ArtifactError: the artifact does not hold `sum_abs` of this tap.
-        """
-        if quantile == DEFAULT_QUANTILE and self.n_documents == self._store.n_documents:
-            return np.asarray(self._store.layer_values(self._layer, self._tap, "df_count"))
-        return document_frequency(self.documents("sum_abs"), quantile)
 
 
 class Statistics:
@@ -119,6 +65,7 @@ class Statistics:
         self.modules = [Module(**{**entry, "shape": tuple(entry["shape"])}) for entry in self.manifest["modules"]]
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
+        self._weights: dict[str, NDArray[np.float32]] | None = None
         self._blocks: dict[str, tuple[int, NDArray[Any]]] = {}
 
     def tap(self, layer: int, tap: str, n_documents: int | None) -> TapStatistics:
@@ -150,15 +97,53 @@ class Statistics:
             self._blocks[array.name] = (block, values)
         return np.asarray(self._blocks[array.name][1][offset])
 
-    def _array(self, tap: str, statistic: str) -> Any:
-        name = f"{tap}/{statistic}"
-        if name not in self._arrays:
-            if name not in self._root:
-                held = ", ".join(self.manifest["taps"].get(tap, {}).get("statistics", [])) or "nothing"
-                needed = _DERIVED_FROM.get(statistic, statistic)
-                raise ArtifactError(f"{self.directory}: tap {tap!r} holds {held}, {needed!r} is needed. Run: {_RUN}")
-            self._arrays[name] = self._root[name]
-        return self._arrays[name]
+    def class_count(self) -> NDArray[np.int64]:
+        """Return (M + 1,) tokens of each class and of all others.
+
+        Raises:
+            ArtifactError: the artifact holds no classes.
+        """
+        return np.asarray(self._read(self._array("classes", "count"), slice(None)))
+
+    def token_ids(self) -> NDArray[np.int32]:
+        """Return the (N, T) calibration tokens.
+
+        Raises:
+            ArtifactError: corrupt.
+        """
+        return np.asarray(self._read(self._root["token_ids"], slice(None)))
+
+    def weight_sums(self, module: str, name: str) -> NDArray[np.float32]:
+        """Return a vector of a module's weight, for example `row_sum_sq`, (O,).
+
+        Raises:
+            ArtifactError: missing or corrupt.
+        """
+        path = self.directory / "weights.safetensors"
+        if self._weights is None:
+            read_header(path, SCHEMA, _RUN)
+            self._weights = read_tensors(path)
+        if f"{module}.{name}" not in self._weights:
+            raise ArtifactError(f"{path}: has no {name} of {module}. Run: {_RUN}")
+        return self._weights[f"{module}.{name}"]
+
+    def _array(self, tap: str, name: str) -> Any:
+        path = f"{tap}/{name}"
+        if path not in self._arrays:
+            if path not in self._root:
+                raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}")
+            self._arrays[path] = self._root[path]
+        return self._arrays[path]
+
+    def _why_missing(self, tap: str, name: str) -> str:
+        profile, collect = self.manifest["profile"], self.manifest["collect"]
+        told = f"profile {profile!r} holds no {tap}/{name}"
+        smallest = smallest_with(tap, name)
+        if name.startswith("class") and not collect.get("classes", 1):
+            return "collected without token classes; set collect.classes"
+        if (name.startswith("topic") or tap == "topics") and not collect.get("topics", {}).get("micro_topics", 1):
+            return "collected without topics; set collect.topics.micro_topics"
+        return f"{told}; set collect.profile: {smallest}" if smallest not in (None, profile) else told
 
     def _read(self, array: Any, layers: slice) -> NDArray[Any]:
         try:

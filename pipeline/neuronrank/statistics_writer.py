@@ -8,101 +8,133 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, TransposeCodec
 
+from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
 from neuronrank.errors import MismatchError
 from neuronrank.files import write_json, write_tensors
-from neuronrank.statistics import weight_sums
-from neuronrank.statistics.document_frequency import DEFAULT_QUANTILE, document_frequency
-from neuronrank.statistics.document_sums import UNITS
-from neuronrank.statistics_store import MANIFEST, SCHEMA, TOTALS, total
+from neuronrank.profiles import PROFILES, ProfileName
+from neuronrank.sketch import MagnitudeSketch
+from neuronrank.statistics_schema import ARRAYS, QUANTILES, SCHEMA, TOTALS, Spec
+from neuronrank.statistics_store import MANIFEST
+
+Arrays = Mapping[tuple[str, str], NDArray[Any]]
+
+WEIGHT_UNITS = {"sum_abs": "weight", "sum_sq": "weight^2", "max_abs": "weight"}
 
 
 class StatisticsWriter:
     """Fills a directory with the statistics of one model, layer after layer."""
 
-    def __init__(self, directory: Path, n_layers: int, n_documents: int) -> None:
+    def __init__(self, directory: Path, n_layers: int, profile: ProfileName) -> None:
         self._directory = directory
-        self._n_layers, self._n_documents = n_layers, n_documents
+        self._n_layers, self._profile = n_layers, profile
         self._root = zarr.open_group(directory / "taps.zarr", mode="w", zarr_format=3)
         self._weights: dict[str, NDArray[np.float32]] = {}
+        self._stacked: dict[tuple[str, str], list[NDArray[Any]]] = {}
 
     def write_tokens(self, token_ids: NDArray[np.int32]) -> None:
-        """Keep the calibration tokens, so that every document axis can be read back as text."""
-        array = self._create("token_ids", token_ids.shape, token_ids.shape, "int32")
-        array.attrs.update({"axes": ["document", "token"], "units": "token id"})
-        array[:] = token_ids
+        """Keep the (N, T) calibration tokens, so that every document axis can be read back as text."""
+        self._write("token_ids", token_ids, ("document", "token"), "token id")
 
-    def write_layer(
-        self, index: int, documents: Mapping[tuple[str, str], NDArray[np.float32]], weights: Mapping[str, Any]
-    ) -> None:
-        """Write one layer's sums, each as one chunk.
+    def write_classes(self, token_ids: NDArray[np.int32], count: NDArray[np.int64]) -> None:
+        """Keep which token ids the classes are, (M,), and the tokens of each and of all others, (M + 1,)."""
+        self._write("classes/token_ids", token_ids, ("class",), "token id")
+        self._write("classes/count", count, ("class",), "token")
+
+    def write_layer(self, index: int, arrays: Arrays, weights: Mapping[str, NDArray[np.float32]]) -> None:
+        """Write one layer, each large array as one chunk; small ones wait for `finish`.
 
         Args:
-            index: which layer.
-            documents: (tap, statistic) -> (N, C).
+            index: which layer; layers come in order.
+            arrays: (tap or `topics`, array) -> values without the layer axis.
             weights: name -> vector.
 
         Raises:
-            MismatchError: a tap has another width than in an earlier layer.
+            MismatchError: an array has another shape than in an earlier layer.
         """
-        for (tap, statistic), values in documents.items():
-            name = f"{tap}/{statistic}"
-            if name not in self._root:
-                shape = (self._n_layers, *values.shape)
-                created = self._create(name, shape, (1, *values.shape), "float32")
-                created.attrs.update(
-                    {"axes": ["layer", "document", "channel"], "units": UNITS[statistic], "over": "tokens"}
-                )
-            array: Any = self._root[name]
-            if array.shape[2] != values.shape[1]:
-                raise MismatchError(
-                    f"layer {index}: tap {tap!r} has {values.shape[1]} channels, {array.shape[2]} in earlier layers"
-                )
+        for (group, name), values in self._derived(arrays).items():
+            spec = ARRAYS[name]
+            if spec.stacked:
+                self._stacked.setdefault((group, name), []).append(values)
+                continue
+            path = f"{group}/{name}"
+            if path not in self._root:
+                self._create(path, (self._n_layers, *values.shape), (1, *values.shape), values.dtype, spec)
+            array: Any = self._root[path]
+            if array.shape[1:] != values.shape:
+                raise MismatchError(f"layer {index}: {path} has shape {values.shape}, earlier layers {array.shape[1:]}")
             array[index] = values
         self._weights.update(weights)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
-        """Write the derived arrays, the weight vectors and, last, the manifest.
+        """Write the small arrays, the weight vectors and, last, the manifest.
 
         Args:
-            manifest: provenance and modules; the schema and the taps are added here.
+            manifest: provenance and modules; the schema, the profile and the taps are added here.
+
+        Raises:
+            MismatchError: an array has another shape in some layer.
         """
-        taps: dict[str, Any] = {}
-        for tap, group in self._root.groups():
-            arrays = dict(sorted(group.arrays()))
-            taps[tap] = {"channels": next(iter(arrays.values())).shape[2], "statistics": list(arrays)}
-            for name, array in arrays.items():
-                self._derive(tap, name, array)
-        write_tensors(
-            self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA, "units": weight_sums.UNITS}
-        )
-        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, "taps": taps})
+        for (group, name), layers in sorted(self._stacked.items()):
+            if len({values.shape for values in layers}) > 1:
+                raise MismatchError(f"{group}/{name}: shapes differ between layers: {[v.shape for v in layers]}")
+            stacked = np.stack(layers)
+            self._create(f"{group}/{name}", stacked.shape, stacked.shape, stacked.dtype, ARRAYS[name])[:] = stacked
+        groups = {group: sorted(name for name, _ in content.arrays()) for group, content in self._root.groups()}
+        write_tensors(self._directory / "weights.safetensors", self._weights, {"schema": SCHEMA, "units": WEIGHT_UNITS})
+        held = {"profile": self._profile, "arrays": dict(sorted(groups.items()))}
+        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, **held})
 
-    def _derive(self, tap: str, statistic: str, source: Any) -> None:
-        layers = range(self._n_layers)
-        if statistic in TOTALS:
-            totals = np.stack([total(source[layer]) for layer in layers])
-            what = "a^2" if statistic == "sum_sq" else "|a|"
-            definition = f"sum over all calibration tokens of {what}"
-            self._write_derived(f"{tap}/{TOTALS[statistic]}", totals, source.attrs["units"], definition)
-        if statistic == "sum_abs":
-            counts = np.stack([document_frequency(source[layer], DEFAULT_QUANTILE) for layer in layers]).astype(
-                np.int32
-            )
-            definition = f"documents whose mean |a| reaches the {DEFAULT_QUANTILE} quantile pooled over the tap"
-            self._write_derived(f"{tap}/df_count", counts, "document", definition)
+    def _derived(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
+        """Round, add totals and derived arrays, and drop the document sums that the profile does not keep."""
+        kept: dict[tuple[str, str], NDArray[Any]] = {}
+        for (group, name), values in arrays.items():
+            bits = ARRAYS[name].kept_bits
+            rounded = values if bits is None else round_mantissa(values, bits)
+            if name in TOTALS:
+                kept[group, TOTALS[name]] = (
+                    rounded.max(axis=0) if name == "max_abs" else rounded.sum(axis=0, dtype=np.float64)
+                )
+                if name == "sum_abs":
+                    kept[group, "df_count"] = document_frequency(rounded, DEFAULT_QUANTILE).astype(np.int32)
+                if name not in PROFILES[self._profile].documents.get(group, ()):
+                    continue
+            if name == "sketch_count":
+                sketch = MagnitudeSketch(values, arrays[group, "sketch_octave_sum_abs"].astype(np.float64))
+                quantiles = [sketch.quantile(quantile) for quantile in QUANTILES]
+                kept[group, "quantiles"] = np.stack(quantiles).astype(np.float32)
+            kept[group, name] = rounded
+        return kept
 
-    def _write_derived(self, name: str, values: NDArray[Any], units: str, definition: str) -> None:
-        array = self._create(name, values.shape, values.shape, str(values.dtype))
-        array.attrs.update({"axes": ["layer", "channel"], "units": units, "definition": definition, "derived": True})
-        array[:] = values
+    def _write(self, path: str, values: NDArray[Any], axes: tuple[str, ...], units: str) -> None:
+        created = self._create(path, values.shape, values.shape, values.dtype, None)
+        created.attrs.update({"axes": list(axes), "units": units})
+        created[:] = values
 
-    def _create(self, name: str, shape: Any, chunks: Any, dtype: str) -> Any:
+    def _create(self, path: str, shape: Any, chunks: Any, dtype: Any, spec: Spec | None) -> Any:
         # A chunk that is missing reads as the fill value: one that no sum and no count can have.
-        fill = math.nan if dtype.startswith("float") else -1
-        # lz4 with bit shuffling: 1.2 times smaller than raw float32 at over 600 MB/s; zarr's default gains less.
-        codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-        return self._root.create_array(
-            name, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, compressors=[codec]
+        fill = {"f": math.nan, "i": -1, "u": np.iinfo(dtype).max if dtype.kind == "u" else 0}[dtype.kind]
+        # Rounded floats and counts: bit shuffling puts their constant bits side by side.
+        codec = BloscCodec(cname="zstd", clevel=6, shuffle="bitshuffle")
+        # A channel's documents are alike: side by side they compress better.
+        filters = [TransposeCodec(order=(0, 2, 1))] if spec and spec.axes == ("document", "channel") else []
+        array = self._root.create_array(
+            path, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, filters=filters, compressors=[codec]
         )
+        if spec:
+            about = {"axes": ["layer", *spec.axes], "units": spec.units, "definition": spec.definition}
+            array.attrs.update({**about, "derived": spec.derived})
+        return array
+
+
+def round_mantissa(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Round float32 to so many bits after the leading one, halves to even; the rest of the mantissa becomes zero.
+
+    The relative error is at most 2^-(bits + 1). Values near the largest float32 must not occur.
+    """
+    dropped = 23 - bits
+    pattern = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    last_kept = (pattern >> np.uint32(dropped)) & np.uint32(1)
+    rounded = pattern + (np.uint32((1 << (dropped - 1)) - 1) + last_kept)
+    return np.asarray((rounded & ~np.uint32((1 << dropped) - 1)).view(np.float32))

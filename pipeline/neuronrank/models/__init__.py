@@ -41,3 +41,7 @@ class ModelLayout:
     """Path of the list of decoder layers in the causal-LM model."""
     linears: tuple[LinearRole, ...]
     taps: dict[str, TapPoint]
+    lm_head: str = "lm_head"
+    """Path of the output projection."""
+    embeddings: str = "model.embed_tokens"
+    """Path of the token embeddings, to which the output projection may be tied."""

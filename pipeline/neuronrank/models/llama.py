@@ -20,6 +20,7 @@ LAYOUT = ModelLayout(
         "v_out": TapPoint("self_attn.v_proj", "output"),
         "attn_ctx": TapPoint("self_attn.o_proj", "input"),
         "mlp_in": TapPoint("mlp.gate_proj", "input"),
+        "gate_pre": TapPoint("mlp.gate_proj", "output"),
         "neuron": TapPoint("mlp.act_fn", "output"),
         "mlp_mid": TapPoint("mlp.down_proj", "input"),
     },

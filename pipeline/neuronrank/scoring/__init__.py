@@ -1,27 +1,70 @@
 """Scoring methods, one file each; the file's name is the method's name.
 
-A score is |W_ij|^weight_exp times a factor per channel (METHODS section 3); higher is kept. A file provides
+An element score is weight_multi * |W_ij|^weight_exp times a factor per channel, plus a term per channel (METHODS
+section 3); higher is kept. A neuron score ranks whole MLP neurons for structured pruning. A file provides
 
-- `TAP`: which tensor of each module the factor comes from: "input" (one factor per input channel, on columns),
-  "neuron" (the neurons that the module feeds or reads, on rows or columns as the architecture says), or None;
-- `STATISTICS`: the sums that it reads;
+- `PARTS`: the parts of a layer that it can score, of "attention" and "mlp";
+- `READS`: what it reads of the artifact, in words, for `neuronrank methods`;
 - `DEFAULT_GROUP`: what a weight competes with when the pattern names no group: "row" or "module";
 - `Params`: a subclass of `MethodParams`;
-- `channel_factor(tap, params)`: (C,) float64, finite, >= 0; not needed when `TAP` is None.
+- `element(part, params)`: an `Element`, or None when these parameters leave the part's elements without a score;
+- `channel_factor(tap, params)`: (C,) float64, finite, >= 0, when its element score has a factor;
+- `channel_term(tap, params)`: (C,) float64, finite, >= 0, when its element score has a term;
+- `neuron_score(tap, gate_norm, params)`: (F,) float64, when it can rank neurons.
 
 Numpy only: scoring needs neither torch nor the model.
 """
 
+from dataclasses import dataclass
+from typing import Literal
+
 from pydantic import Field, PositiveInt
 
 from neuronrank.params import Section
+
+Channels = Literal["input", "neuron", "gate_pre"]
+Weight = Literal["element", "row_norm", "neuron_norm"]
+
+
+@dataclass(frozen=True)
+class Element:
+    """How a method scores single weights."""
+
+    weight_exp: float
+    """Exponent of the weight; 0 ignores the weights."""
+    channels: Channels | None
+    """Whose channels carry the factor or term: the module's input (columns), its neurons or their pre-activations
+    (rows of q, k, v, gate, up; columns of o, down); None when there is neither."""
+    weight_multi: float = 1.0
+    """Multiplies the weight; 0 leaves the term alone."""
+    weight: Weight = "element"
+    """|W_ij|; or the L2 norm of the module's own weights of the neuron; or of the neuron's gate row."""
 
 
 class MethodParams(Section):
     """What every method understands."""
 
     method: str
+
+
+class WeightedParams(MethodParams):
+    """Of methods that multiply with a power of the weight."""
+
     weight_exp: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Exponent of |W_ij|; 0 ignores the weights."""
+
+
+class SampledParams(WeightedParams):
+    """Of methods that can use fewer documents than were collected."""
+
     nsamples: PositiveInt | None = None
     """Use the first so many calibration documents only; null uses all."""
+
+
+class ClassParams(WeightedParams):
+    """Of methods that compare token classes."""
+
+    classes: PositiveInt = 512
+    """The most frequent token ids; all other tokens form one more row."""
+    element: bool = True
+    """True multiplies |W_ij| with the score relative to its mean; false takes the score alone, per neuron."""

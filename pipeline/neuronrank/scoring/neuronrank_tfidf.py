@@ -1,61 +1,85 @@
-"""NeuronRank TF-IDF: |W_ij|^weight_exp * TF_c^tf_exp * IDF_c^idf_exp on the channel axis of the module's neurons.
+"""NeuronRank TF-IDF: |W_ij|^weight_exp * TF_c^tf_exp * IDF_c^idf_exp * R_c^spikiness_exp.
 
-TF_c is the mean of |a_c| over all calibration tokens. IDF_c = ln((N + 1) / (DF_c + 1)) + 1, with DF_c the number of
-documents in which the mean of |a_c| reaches a threshold: the q_active quantile pooled over all documents and channels
-of the tap. A larger IDF means rarer: idf_exp > 0 favours specialists, idf_exp < 0 generalists.
+Mode `doc`: TF_c is the mean of |a_c| over all tokens; DF_c the number of documents in which the mean of |a_c| reaches
+the threshold; IDF_c = ln((N + 1) / (DF_c + 1)) + 1. Mode `topic`: the same with the non-empty topics in place of
+documents, TF_c the mean of their means. The threshold is the q_active quantile pooled over documents (topics) and
+channels; or kappa times the channel's mean over them; or `sign`: the document's mean of a is positive. A larger IDF
+means rarer: idf_exp > 0 favours specialists, idf_exp < 0 generalists.
+`axis` chooses the channels: the module's neurons; their pre-activations (`gate_pre`, in the MLP); or the module's
+input, where the factor lies on columns as in Wanda.
 
-Source: METHODS section 3.4, mode `doc`.
+Source: METHODS section 3.4.
 Differs: earlier single-script versions took each channel's own quantile as its threshold, which gives every channel
-the same document frequency, so that their IDF could not change a mask.
+the same document frequency, so that their IDF could not change a mask. A factor on rows (q, k, v, gate, up; axis
+`neuron`) cannot change the order within a row: with row groups and n:m it does nothing there.
 """
 
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
-from neuronrank.errors import DegenerateError
-from neuronrank.scoring import MethodParams
-from neuronrank.statistics_store import TapStatistics
+from neuronrank.scoring import Channels, Element, SampledParams
+from neuronrank.selectivity import SpikinessParams, ThresholdParams, active_groups, require_varying, spikiness
+from neuronrank.tap_statistics import TapStatistics
 
-TAP = "neuron"
-STATISTICS = ("sum_abs",)
+PARTS = ("attention", "mlp")
+READS = "sum_abs of neurons per document or per topic; with axis: input, of inputs; sketch when spikiness_exp is not 0"
 DEFAULT_GROUP = "module"
 
 
-class Params(MethodParams):
-    """Exponents and the activity threshold."""
+class Params(SampledParams, ThresholdParams, SpikinessParams):
+    """Exponents, mode and threshold."""
 
-    mode: Literal["doc"] = "doc"
+    mode: Literal["doc", "topic"] = "doc"
+    topics: PositiveInt = 64
+    """Of mode `topic`: at most as many as the artifact has micro-topics."""
+    axis: Channels = "neuron"
     tf_exp: float = Field(default=1.0, allow_inf_nan=False)
     idf_exp: float = Field(default=1.0, allow_inf_nan=False)
-    q_active: float = Field(default=0.6, gt=0, lt=1)
-    """A document counts as active above this quantile, pooled over the tap's documents and channels."""
+    spikiness_exp: float = Field(default=0.0, allow_inf_nan=False)
+
+
+def element(part: str, params: Params) -> Element:
+    """Score single weights, with a factor per channel of the axis."""
+    del part
+    return Element(params.weight_exp, params.axis)
 
 
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return TF^tf_exp * IDF^idf_exp per neuron.
-
-    Args:
-        tap: the module's neurons.
-        params: exponents and threshold.
-
-    Returns:
-        (C,), activation^tf_exp.
+    """Return TF^tf_exp * IDF^idf_exp * R^spikiness_exp, (C,), activation^tf_exp.
 
     Raises:
-        DegenerateError: every channel has the same document frequency, so that IDF ranks nothing.
+        DegenerateError: every channel has the same frequency, so that IDF ranks nothing.
     """
-    term_frequency = tap.total("sum_abs") / (tap.n_documents * tap.n_tokens)
-    factor = term_frequency**params.tf_exp
-    if params.idf_exp != 0:
-        frequency = tap.document_frequency(params.q_active)
-        if frequency.size > 1 and (frequency == frequency[0]).all():
-            raise DegenerateError(
-                f"{tap.where}: all {frequency.size} channels are active in {frequency[0]} of {tap.n_documents} "
-                f"documents, so that IDF cannot rank them. Use more documents, another q_active, or idf_exp: 0"
-            )
-        idf = np.log((tap.n_documents + 1) / (frequency + 1)) + 1
-        factor = factor * idf**params.idf_exp
+    if params.mode == "doc" and params.threshold == "pooled" and not params.idf_exp:
+        factor = (tap.total("sum_abs") / tap.n) ** params.tf_exp
+    else:
+        frequency, n_active, n_groups = _by_document(tap, params) if params.mode == "doc" else _by_topic(tap, params)
+        factor = frequency**params.tf_exp
+        if params.idf_exp != 0:
+            require_varying(n_active, tap.where, f"{n_groups} {params.mode}s")
+            factor = factor * (np.log((n_groups + 1) / (n_active + 1)) + 1) ** params.idf_exp
+    if params.spikiness_exp != 0:
+        factor = factor * spikiness(tap, params) ** params.spikiness_exp
     return np.asarray(factor)
+
+
+def _by_document(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """Return TF (C,), in how many documents each channel is active (C,), and the number of documents."""
+    frequency = tap.total("sum_abs") / tap.n
+    if params.threshold == "pooled":
+        return frequency, tap.document_frequency(params.q_active), tap.n_documents
+    signed = tap.documents("sum") if params.threshold == "sign" else None
+    means = tap.documents("sum_abs").astype(np.float64) / tap.n_tokens
+    return frequency, active_groups(means, signed, params), tap.n_documents
+
+
+def _by_topic(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+    """Return the mean of the topics' means (C,), in how many each channel is active (C,), and how many have tokens."""
+    found = tap.topics(params.topics, "sum_abs")
+    seen = found.count > 0
+    means = found.sums[seen] / found.count[seen, None]
+    signed = tap.topics(params.topics, "sum").sums[seen] if params.threshold == "sign" else None
+    return means.mean(axis=0), active_groups(means, signed, params), int(seen.sum())

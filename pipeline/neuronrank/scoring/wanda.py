@@ -9,29 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from neuronrank.scoring import MethodParams
-from neuronrank.statistics_store import TapStatistics
+from neuronrank.scoring import Element, SampledParams
+from neuronrank.tap_statistics import TapStatistics
 
-TAP = "input"
-STATISTICS = ("sum_sq",)
+PARTS = ("attention", "mlp")
+READS = "sum_sq of inputs"
 DEFAULT_GROUP = "row"
 
 
-class Params(MethodParams):
+class Params(SampledParams):
     """Exponents; both 1 is the paper's score."""
 
     activation_exp: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Exponent of the input channel's L2 norm."""
 
 
+def element(part: str, params: Params) -> Element:
+    """Score single weights, with a factor per input channel."""
+    del part
+    return Element(params.weight_exp, "input")
+
+
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return ||x_j||_2^activation_exp per input channel.
-
-    Args:
-        tap: the module's input.
-        params: exponents.
-
-    Returns:
-        (I,), activation^activation_exp.
-    """
+    """Return ||x_j||_2^activation_exp per input channel, (I,), activation^activation_exp."""
     return np.asarray(np.sqrt(tap.total("sum_sq")) ** params.activation_exp)

@@ -1,10 +1,36 @@
 """What `collect` accumulates, one file each; METHODS section 2 gives every statistic its number.
 
-| file               | id | content                                                    |
-|--------------------|----|------------------------------------------------------------|
-| `document_sums.py` | S1 | per document and channel: sum, sum_abs, sum_sq             |
-| `weight_sums.py`   | S5 | per row and column of a weight: sum_abs, sum_sq, max_abs   |
+| file                  | id | content                                                                           |
+|-----------------------|----|-----------------------------------------------------------------------------------|
+| `document_sums.py`    | S1 | per document and channel: sum, sum_abs, sum_sq, max_abs                           |
+| `magnitude_sketch.py` | S2 | per channel: log-spaced counts of abs(a), counts of a > 0 and abs(a) > 1e-6       |
+| `class_moments.py`    | S3 | per token class and channel: sum, sum_sq                                          |
+| `topic_sums.py`       | S4 | per micro-topic and channel: sum, sum_abs, max_abs                                |
+| `weight_sums.py`      | S5 | per row and column of a weight: sum_abs, sum_sq, max_abs                          |
+| `gram.py`             | S6 | per input tap: the matrix of sums of products of channels; only on request        |
 
-An activation statistic is a class `Accumulator` with `STATISTICS` (which arrays it makes of which tap), `update` and
-`result`; the collection loop gives it every tapped tensor of a layer, whole documents at a time.
+An activation statistic is a class `Accumulator(context)` with `update(rows, tap, values)` and `result()`; the
+collection loop makes one for each layer and gives it every tapped tensor, whole documents at a time, in float32.
+`result` gives (tap, array) -> a tensor on the CPU; `statistics_schema.py` states axes and units of every array.
 """
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neuronrank.profiles import Profile
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an accumulator may know of the layer's calibration tokens."""
+
+    n_documents: int
+    profile: Profile
+    class_of_token: Tensor
+    """(N, T) int64: token class, `n_classes` for all others."""
+    n_classes: int
+    topic_of_token: Tensor
+    """(N, T) int64: micro-topic in this layer."""
+    n_topics: int
+    gram: bool

@@ -1,36 +1,24 @@
 """S1: sums over the tokens of each document, per channel.
 
-Sum of squares feeds Wanda's norms, sum of absolute values the term frequency and document frequency, plain sum and
-sum of squares the variances. Means are never stored: sums add across documents, workers and runs.
-Accuracy: float32 within a document (torch sums by pairwise summation: relative error about 1e-7 times the logarithm
-of T), never across documents; readers add documents in float64.
+Sum of squares feeds Wanda's norms, sum of absolute values the term frequency and document frequency, plain sum the
+variance over documents. Means are never stored: sums add across documents, workers and runs.
+Accuracy: float64 within a document on the CPU, float32 by pairwise summation elsewhere (relative error about 1e-7
+times the logarithm of T); rounded to 16 bits after the leading one, 7.6e-6, so that they compress. Readers add
+documents in float64.
 """
-
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-STATISTICS: Mapping[str, tuple[str, ...]] = {
-    "attn_in": ("sum_sq",),
-    "q_out": ("sum_abs",),
-    "k_out": ("sum_abs",),
-    "v_out": ("sum_abs",),
-    "attn_ctx": ("sum_sq", "sum_abs"),
-    "mlp_in": ("sum_sq",),
-    "neuron": ("sum", "sum_abs", "sum_sq"),
-    "mlp_mid": ("sum_sq",),
-}
-"""Which sums are kept of which tap: those that a method needs, since each is documents x channels large."""
-
-UNITS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2"}
+from neuronrank import kernels
+from neuronrank.statistics import Context
 
 
 class Accumulator:
     """The sums of one layer."""
 
-    def __init__(self, n_documents: int) -> None:
-        self._n_documents = n_documents
+    def __init__(self, context: Context) -> None:
+        self._n_documents, self._kept = context.n_documents, context.profile.totals
         self._sums: dict[tuple[str, str], Tensor] = {}
 
     def update(self, rows: slice, tap: str, values: Tensor) -> None:
@@ -38,24 +26,34 @@ class Accumulator:
 
         Args:
             rows: which documents.
-            tap: which tap; one that `STATISTICS` does not name is ignored.
-            values: (B, T, C), any float type; read only.
+            tap: which tap; one that the profile does not name is ignored.
+            values: (B, T, C) float32; read only.
         """
-        x = values.float()  # before squaring: half precision overflows at 65504
-        for statistic in STATISTICS.get(tap, ()):
+        kept = self._kept.get(tap, ())
+        found = _reduce_compiled(values) if values.device.type == "cpu" else reduce_plain(values)
+        for statistic in kept:
             target = self._sums.get((tap, statistic))
             if target is None:
-                target = torch.full((self._n_documents, x.shape[-1]), torch.nan, device=x.device)
+                target = torch.full((self._n_documents, values.shape[-1]), torch.nan, device=values.device)
                 self._sums[tap, statistic] = target
-            target[rows] = _REDUCE[statistic](x)
+            target[rows] = found[statistic].float()
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """Return (tap, statistic) -> (N, C) float32 on the CPU; a document that was never added is NaN."""
         return {key: value.cpu() for key, value in self._sums.items()}
 
 
-_REDUCE = {
-    "sum": lambda x: x.sum(dim=1),
-    "sum_abs": lambda x: x.abs().sum(dim=1),
-    "sum_sq": lambda x: x.square().sum(dim=1),
-}
+def _reduce_compiled(x: Tensor) -> dict[str, Tensor]:
+    sums = torch.zeros(4, x.shape[0], x.shape[2], dtype=torch.float64)
+    kernels.document_sums(x.contiguous().numpy(), *sums.numpy())
+    return dict(zip(("sum", "sum_abs", "sum_sq", "max_abs"), sums, strict=True))
+
+
+def reduce_plain(x: Tensor) -> dict[str, Tensor]:
+    """Reduce (B, T, C) over its tokens to four (B, C) tensors."""
+    return {
+        "sum": x.sum(dim=1),
+        "sum_abs": x.abs().sum(dim=1),
+        "sum_sq": x.square().sum(dim=1),
+        "max_abs": x.abs().amax(dim=1),
+    }

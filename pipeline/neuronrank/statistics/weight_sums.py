@@ -6,8 +6,6 @@ Accuracy: float64 sums of the stored weights, kept as float32; relative error be
 import torch
 from torch import Tensor
 
-UNITS = {"sum_abs": "weight", "sum_sq": "weight^2", "max_abs": "weight"}
-
 
 def weight_sums(weight: Tensor) -> dict[str, Tensor]:
     """Reduce a weight along both axes.

@@ -6,6 +6,7 @@ Numpy only: `collect` stores it at the default quantile, scoring computes it at 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 DEFAULT_QUANTILE = 0.6
 
 
-def document_frequency(activity: NDArray[np.float32], quantile: float) -> NDArray[np.int64]:
+def document_frequency(activity: NDArray[np.floating[Any]], quantile: float) -> NDArray[np.int64]:
     """Count, per channel, the documents whose activity reaches the pooled quantile.
 
     Args:

@@ -1,0 +1,39 @@
+"""The variance of a neuron's activation over documents, tokens and token classes. Needs no torch."""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
+
+from neuronrank.errors import MismatchError
+from neuronrank.params import Section
+from neuronrank.tap_statistics import TapStatistics
+
+
+class VarianceParams(Section):
+    """Of the methods that rank by variance."""
+
+    variance_exp: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    variance_multi: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    magnitude_multi: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    token_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Of the variance over tokens."""
+    classes: NonNegativeInt = 512
+    """Token classes of the variance over class means; 0 leaves it out."""
+
+
+def neuron_variance(tap: TapStatistics, params: VarianceParams) -> NDArray[np.float64]:
+    """Return V_s + token_weight * V_t + V_c, (C,), activation^2 (METHODS section 3.6).
+
+    Raises:
+        MismatchError: one document only, over which nothing varies; or more classes than are stored.
+    """
+    if tap.n_documents < 2:
+        raise MismatchError(f"{tap.where}: the variance over documents needs at least 2 of them, found 1")
+    document_means = tap.documents("sum").astype(np.float64) / tap.n_tokens
+    variance = document_means.var(axis=0, ddof=1)
+    if params.token_weight:
+        mean = tap.total("sum") / tap.n
+        variance = variance + params.token_weight * np.maximum(tap.total("sum_sq") / tap.n - mean**2, 0)
+    if params.classes:
+        variance = variance + tap.classes(params.classes).variance_of_means()
+    return np.asarray(variance)

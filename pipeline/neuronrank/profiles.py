@@ -1,0 +1,101 @@
+"""Storage profiles as data: which statistics are kept of which tap.
+
+| profile    | holds                                                                                              |
+|------------|----------------------------------------------------------------------------------------------------|
+| `lean`     | totals over all documents and counts; no document axis, no sketches, classes or topics             |
+| `standard` | what the methods need at any setting: sums per document, sketches, class moments, topic sums       |
+| `full`     | every sum of every tap per document and per topic, sketches of every tap, and the `gate_pre` tap    |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+ProfileName = Literal["lean", "standard", "full"]
+Kept = Mapping[str, tuple[str, ...]]
+
+INPUTS = ("attn_in", "attn_ctx", "mlp_in", "mlp_mid")
+NEURONS = ("q_out", "k_out", "v_out", "attn_ctx", "neuron")
+TAPS = ("attn_in", "q_out", "k_out", "v_out", "attn_ctx", "mlp_in", "neuron", "mlp_mid")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Which arrays are kept; a tap that is nowhere named is not tapped."""
+
+    totals: Kept
+    """tap -> sums over all tokens."""
+    documents: Kept = field(default_factory=dict)
+    """tap -> sums kept for every document; among `totals`."""
+    sketched: frozenset[str] = frozenset()
+    """Taps whose |a| is sketched."""
+    signed: frozenset[str] = frozenset()
+    """Sketched taps whose negative values are also counted apart."""
+    classed: frozenset[str] = frozenset()
+    """Taps with moments of every token class."""
+    topical: Kept = field(default_factory=dict)
+    """tap -> sums kept for every micro-topic."""
+
+    @property
+    def taps(self) -> frozenset[str]:
+        """Every tap that is counted in any way; all of them have counts of a > 0 and |a| > 1e-6."""
+        return frozenset(self.totals)
+
+
+def _sums(*needs: tuple[tuple[str, ...], str]) -> dict[str, tuple[str, ...]]:
+    kept: dict[str, tuple[str, ...]] = {}
+    for taps, statistic in needs:
+        for tap in taps:
+            kept[tap] = (*kept.get(tap, ()), statistic)
+    return kept
+
+
+_PER_DOCUMENT = _sums((INPUTS, "sum_sq"), (TAPS, "sum_abs"), (("neuron",), "sum"))
+_TOTALS = _sums(((*INPUTS, "neuron"), "sum_sq"), (TAPS, "sum_abs"), (("neuron",), "sum"))
+_ALL_TAPS = (*TAPS, "gate_pre")
+_ALL_SUMS = dict.fromkeys(_ALL_TAPS, ("sum", "sum_abs", "sum_sq", "max_abs"))
+
+PROFILES: Mapping[ProfileName, Profile] = {
+    "lean": Profile(totals=_TOTALS),
+    "standard": Profile(
+        totals=_TOTALS,
+        documents=_PER_DOCUMENT,
+        sketched=frozenset({*INPUTS, "neuron"}),
+        classed=frozenset({"neuron"}),
+        topical=_sums((NEURONS, "sum_abs")),
+    ),
+    "full": Profile(
+        totals=_ALL_SUMS,
+        documents=_ALL_SUMS,
+        sketched=frozenset(_ALL_TAPS),
+        signed=frozenset(_ALL_TAPS),
+        classed=frozenset({"neuron"}),
+        topical=dict.fromkeys(_ALL_TAPS, ("sum", "sum_abs", "max_abs")),
+    ),
+}
+
+
+def smallest_with(tap: str, array: str) -> ProfileName | None:
+    """Return the first profile that holds an array of a tap, or None: then it depends on another parameter."""
+    for name, profile in PROFILES.items():
+        held = {
+            "total": tap in profile.taps,
+            "documents": array in profile.documents.get(tap, ()),
+            "sketch": array.startswith("sketch") and tap in profile.sketched,
+            "negative": array == "sketch_negative_count" and tap in profile.signed,
+            "class": array.startswith("class") and tap in profile.classed,
+            "topic": array.removeprefix("topic_") in profile.topical.get(tap, ()),
+        }
+        kind = _kind(array)
+        if held[kind]:
+            return name
+    return None
+
+
+def _kind(array: str) -> str:
+    if array == "sketch_negative_count":
+        return "negative"
+    for prefix in ("sketch", "class", "topic"):
+        if array.startswith(prefix):
+            return prefix
+    return "documents" if array in ("sum", "sum_abs", "sum_sq", "max_abs") else "total"

@@ -1,0 +1,55 @@
+"""Mahalanobis distance: |W_ij|^weight_exp * max(D_c / mean(D), 1e-6), D = sum_k p_k (m_k - mu)^2 / (variance + eps).
+
+The squared distance of the class means from the joint mean, one channel at a time. The variance is that within
+classes, or with `pooled: true` the total variance over all tokens. With `element: false` the score is D alone.
+
+Source: METHODS section 3.6.
+Differs: without `pooled` it equals the Fisher ratio.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from neuronrank.class_scores import element_of, relative_to_mean
+from neuronrank.scoring import ClassParams, Element
+from neuronrank.tap_statistics import TapStatistics
+
+PARTS = ("mlp",)
+READS = "class moments of neurons"
+DEFAULT_GROUP = "module"
+
+
+class Params(ClassParams):
+    """Number of classes, and whether single weights count."""
+
+    eps: float = Field(default=1e-10, gt=0, allow_inf_nan=False)
+    """Added to a variance before dividing by it."""
+    pooled: bool = False
+    """Divide by the total variance instead of the variance within classes."""
+
+
+def element(part: str, params: Params) -> Element:
+    """Score single weights, with a factor per neuron."""
+    del part
+    return element_of(params)
+
+
+def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
+    """Return the class score per neuron, relative to its mean when it multiplies weights, (C,)."""
+    return relative_to_mean(_score(tap, params)) if params.element else _score(tap, params)
+
+
+def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
+    """Return the class score per neuron, (F,)."""
+    del gate_norm
+    return _score(tap, params)
+
+
+@lru_cache(maxsize=2)  # asked for as factor and as neuron score
+def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
+    moments = tap.classes(params.classes)
+    between, within = moments.between(), moments.within()
+    return np.asarray(between / ((between + within if params.pooled else within) + params.eps))

@@ -1,0 +1,129 @@
+"""How selective a channel is: activity thresholds, inverse frequencies and spikiness. Needs no torch.
+
+A threshold that is a quantile of each channel's own values would be exceeded equally often in every channel, and an
+inverse frequency could not change any mask. So a threshold is one of (METHODS section 3.3)
+
+- `pooled`: the q_active quantile over all channels and tokens (or documents, or topics) of the tap;
+- `relative`: kappa times the channel's own mean |a|;
+- `sign`: a > 0.
+
+Over tokens, thresholds are rounded to the nearest edge of the sketch's grid, at most 2 % away; the counts are exact.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from neuronrank.document_frequency import document_frequency
+from neuronrank.errors import DegenerateError
+from neuronrank.params import Section
+from neuronrank.sketch import nearest_edge
+from neuronrank.tap_statistics import TapStatistics
+
+Vector = NDArray[np.float64]
+EPS = 1e-10
+
+
+class ThresholdParams(Section):
+    """What counts as active."""
+
+    threshold: Literal["pooled", "relative", "sign"] = "pooled"
+    q_active: float = Field(default=0.6, gt=0, lt=1)
+    """Of `pooled`."""
+    kappa: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Of `relative`."""
+
+
+class SpikinessParams(Section):
+    """How heavy a channel's tail is."""
+
+    spike_quantile: float = Field(default=0.9, gt=0, lt=1)
+    """The mean over the values above this quantile is compared with the mean."""
+    spike_max: float = Field(default=10.0, ge=1, allow_inf_nan=False)
+    """Upper clip; the lower one is 1."""
+
+
+def active_tokens(tap: TapStatistics, threshold: str, q_active: float, kappa: float) -> Vector:
+    """Return (C,) counts of tokens on which the channel is active.
+
+    Args:
+        tap: whose channels.
+        threshold: `pooled`, `relative` or `sign`.
+        q_active: of `pooled`.
+        kappa: of `relative`.
+    """
+    if threshold == "sign":
+        return tap.n_positive().astype(np.float64)
+    sketch = tap.sketch()
+    if threshold == "pooled":
+        edge = np.array([sketch.pooled_edge(q_active)])
+    else:
+        edge = nearest_edge(kappa * tap.total("sum_abs") / tap.n)
+    return sketch.count_above(edge).astype(np.float64)
+
+
+def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
+    """Return R, (C,): the mean of the ceil((1 - q) n) largest |a| over the mean of |a|, clipped to [1, spike_max].
+
+    The top mean comes from the sketch: within 1 %.
+    """
+    mean = tap.total("sum_abs") / tap.n
+    return np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / (mean + EPS), 1, params.spike_max))
+
+
+def active_groups(
+    means: NDArray[np.floating[Any]], signed: NDArray[np.floating[Any]] | None, params: ThresholdParams
+) -> NDArray[np.int64]:
+    """Return (C,) counts of groups (documents or topics) in which the channel is active.
+
+    Args:
+        means: (G, C) mean of |a| of each group.
+        signed: (G, C) sum or mean of a, for `sign`.
+        params: which threshold.
+    """
+    if params.threshold == "pooled":
+        return document_frequency(means, params.q_active)
+    if params.threshold == "relative":
+        return np.asarray(np.count_nonzero(means >= params.kappa * means.mean(axis=0), axis=0))
+    assert signed is not None
+    return np.asarray(np.count_nonzero(signed > 0, axis=0))
+
+
+def require_varying(counts: NDArray[np.generic], where: str, groups: str) -> None:
+    """Refuse a frequency that is the same in every channel.
+
+    Raises:
+        DegenerateError: IDF would rank nothing.
+    """
+    if counts.size > 1 and (counts == counts[0]).all():
+        raise DegenerateError(
+            f"{where}: all {counts.size} channels are active in {counts[0]} of {groups}, so that IDF cannot rank them. "
+            f"Use more text, another threshold, or idf_exp: 0"
+        )
+
+
+class SelectivityParams(ThresholdParams, SpikinessParams):
+    """Of Wanda with inverse frequency and spikiness."""
+
+    smooth: bool = False
+    """ln(1/p) + 1 instead of ln(1/p)."""
+    idf_max: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Upper clip of ln(1/p)."""
+
+
+def wanda_selectivity(tap: TapStatistics, idf_exp: float, spikiness_exp: float, params: SelectivityParams) -> Vector:
+    """Return ||x_j||_2 * IDF_j^idf_exp * R_j^spikiness_exp, (I,); an exponent of 0 is a factor of exactly 1.
+
+    IDF_j = clip(ln(1/p_j), 0, idf_max), p_j the share of tokens with |x_tj| above the threshold (METHODS 3.2).
+    """
+    factor = np.sqrt(tap.total("sum_sq"))
+    if idf_exp != 0:
+        active = active_tokens(tap, params.threshold, params.q_active, params.kappa)
+        require_varying(active, tap.where, f"{tap.n} tokens")
+        idf = np.clip(np.log(1 / np.maximum(active / tap.n, EPS)), 0, params.idf_max)
+        factor = factor * (idf + 1 if params.smooth else idf) ** idf_exp
+    if spikiness_exp != 0:
+        factor = factor * spikiness(tap, params) ** spikiness_exp
+    return np.asarray(factor)

@@ -1,0 +1,87 @@
+"""The arrays of the statistics artifact: axes, units, and how each is stored. Needs no torch.
+
+Arrays of a tap lie at `<tap>/<name>`, those of the topics and classes at `topics/<name>` and `classes/<name>`; every
+one but `classes/*` and `token_ids` has a first axis `layer`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SCHEMA = "neuronrank.statistics/2"
+
+_SUMS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
+_MEANING = {"sum": "a", "sum_abs": "|a|", "sum_sq": "a^2", "max_abs": "|a|, the largest"}
+
+TOTALS = {"sum": "total_sum", "sum_abs": "tf_sum", "sum_sq": "wanda_sum_sq", "max_abs": "total_max_abs"}
+"""Document sums -> what their sum (or maximum) over all documents is called."""
+
+QUANTILES = (0.5, 0.6, 0.9, 0.99)
+"""Of |a|, kept beside the sketches for people who open the store."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One array, without its layer axis."""
+
+    axes: tuple[str, ...]
+    units: str
+    definition: str
+    stacked: bool = False
+    """All layers in one chunk: small arrays. The others have one chunk a layer."""
+    kept_bits: int | None = None
+    """Bits kept of a float32's 23 after the leading one, so that it compresses; all when None."""
+    derived: bool = False
+    """Follows from other arrays, at default settings."""
+
+
+ARRAYS: Mapping[str, Spec] = {
+    **{
+        name: Spec(("document", "channel"), units, f"{_MEANING[name]} over the tokens of each document", kept_bits=16)
+        for name, units in _SUMS.items()
+    },
+    **{
+        TOTALS[name]: Spec(("channel",), units, f"{_MEANING[name]} over all calibration tokens", stacked=True)
+        for name, units in _SUMS.items()
+    },
+    "df_count": Spec(
+        ("channel",),
+        "document",
+        "documents whose mean |a| reaches the 0.6 quantile pooled over the tap",
+        stacked=True,
+        derived=True,
+    ),
+    "n_positive": Spec(("channel",), "token", "tokens with a > 0", stacked=True),
+    "total_min": Spec(("channel",), "activation", "the lowest a over all calibration tokens", stacked=True),
+    "n_above_floor": Spec(("channel",), "token", "tokens with |a| > 1e-6", stacked=True),
+    "sketch_count": Spec(
+        ("channel", "bin"), "token", "values of |a| in each bin; neuronrank.sketch.EDGES has the edges"
+    ),
+    "sketch_negative_count": Spec(("channel", "bin"), "token", "the same, of negative a only"),
+    "sketch_octave_sum_abs": Spec(("channel", "octave"), "activation", "sum of |a| in each octave", kept_bits=10),
+    "quantiles": Spec(
+        ("quantile", "channel"),
+        "activation",
+        f"quantiles {QUANTILES} of |a|, within 2 %",
+        stacked=True,
+        derived=True,
+    ),
+    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=12),
+    "class_sum_sq": Spec(("class", "channel"), "activation^2", "a^2 over the tokens of each class", kept_bits=10),
+    "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=10),
+    "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=10),
+    "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=10),
+    "gram": Spec(("channel", "channel"), "activation^2", "X^T X over all calibration tokens"),
+    "labels": Spec(("document", "token"), "micro-topic", "the micro-topic of each token"),
+    "centroids": Spec(
+        ("topic", "projected"), "cosine", "unit centroids of the projected residual stream", stacked=True
+    ),
+    "count": Spec(("topic",), "token", "tokens of each micro-topic", stacked=True),
+    "merges": Spec(("step", "pair"), "cluster", "which two clusters merge; step i makes cluster K + i", stacked=True),
+    "nearest": Spec(
+        ("topic", "rank", "document and token"),
+        "index",
+        "the tokens nearest to each centroid; 2^32 - 1 where a topic has fewer",
+        stacked=True,
+    ),
+}
+"""Name -> what it is. `classes/token_ids`, `classes/count` and `token_ids` have no layer axis and are not listed."""

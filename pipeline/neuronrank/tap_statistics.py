@@ -1,0 +1,167 @@
+"""What scoring reads of one tap of one layer. Needs no torch."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
+from neuronrank.errors import MismatchError
+from neuronrank.sketch import EDGES, MagnitudeSketch
+from neuronrank.statistics_schema import TOTALS
+from neuronrank.token_classes import ClassMoments, fewer_classes
+from neuronrank.topic_merging import merged_topics
+
+if TYPE_CHECKING:
+    from neuronrank.statistics_store import Statistics
+
+_RUN = "dvc repro collect"
+
+
+@dataclass(frozen=True)
+class TopicSums:
+    """One tap of one layer by topic."""
+
+    count: NDArray[np.int64]
+    """(K,) tokens."""
+    sums: NDArray[np.float64]
+    """(K, C) of the statistic that was asked for."""
+
+
+@dataclass(frozen=True)
+class TapStatistics:
+    """One tap of one layer, over the first `n_documents` documents."""
+
+    where: str
+    """For messages, for example `layer 3, tap 'neuron'`."""
+    n_documents: int
+    n_tokens: int
+    """Per document."""
+    _store: "Statistics"
+    _layer: int
+    _tap: str
+
+    @property
+    def n(self) -> int:
+        """Tokens of all documents."""
+        return self.n_documents * self.n_tokens
+
+    def documents(self, statistic: str) -> NDArray[np.float32]:
+        """Return (D, C) sums over the tokens of each document.
+
+        Args:
+            statistic: `sum`, `sum_abs`, `sum_sq` or `max_abs`.
+
+        Raises:
+            ArtifactError: the artifact does not hold this statistic of this tap.
+        """
+        return self._read(statistic)[: self.n_documents]
+
+    def total(self, statistic: str) -> NDArray[np.float64]:
+        """Return (C,) sums over all tokens of the documents.
+
+        Args:
+            statistic: `sum`, `sum_abs` or `sum_sq`.
+
+        Raises:
+            ArtifactError: the artifact does not hold this statistic of this tap.
+        """
+        if self.n_documents == self._store.n_documents:
+            return np.asarray(self._read(TOTALS[statistic]))
+        return np.asarray(self.documents(statistic).sum(axis=0, dtype=np.float64))
+
+    def document_frequency(self, quantile: float) -> NDArray[np.int64]:
+        """Return (C,) counts of documents whose mean |a| reaches the quantile pooled over the tap.
+
+        Raises:
+            ArtifactError: the artifact does not hold `sum_abs` of every document of this tap.
+        """
+        if quantile == DEFAULT_QUANTILE and self.n_documents == self._store.n_documents:
+            return self._read("df_count").astype(np.int64)
+        return document_frequency(self.documents("sum_abs"), quantile)
+
+    def n_positive(self) -> NDArray[np.int64]:
+        """Return (C,) counts of tokens with a > 0.
+
+        Raises:
+            ArtifactError: the artifact does not count this tap.
+            MismatchError: fewer documents were asked for than were counted.
+        """
+        return self._read_whole("n_positive").astype(np.int64)
+
+    def sketch(self) -> MagnitudeSketch:
+        """Return the distribution of |a| over all tokens.
+
+        Raises:
+            ArtifactError: the artifact does not sketch this tap.
+            MismatchError: fewer documents were asked for than were counted.
+        """
+        count = self._read_whole("sketch_count")
+        return MagnitudeSketch(count, self._read("sketch_octave_sum_abs").astype(np.float64))
+
+    def n_below(self, edge: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (C,) counts of tokens with a < -EDGES[edge].
+
+        Raises:
+            ArtifactError: some a is that low, and the artifact does not count negative values of this tap apart.
+            MismatchError: fewer documents were asked for than were counted.
+        """
+        lowest = self._read_whole("total_min")
+        if (lowest >= -EDGES[edge]).all():
+            return np.zeros(len(lowest), dtype=np.int64)
+        count = self._read("sketch_negative_count")
+        return MagnitudeSketch(count, np.zeros((len(count), 1))).count_above(edge)
+
+    def classes(self, n: int) -> ClassMoments:
+        """Return the moments of the n most frequent token classes and of all other tokens.
+
+        Raises:
+            ArtifactError: the artifact holds no classes of this tap.
+            MismatchError: more classes than are stored, or fewer documents than were counted.
+        """
+        sums = self._read_whole("class_sum").astype(np.float64)
+        count = self._store.class_count().astype(np.float64)
+        if n > len(count) - 1:
+            raise MismatchError(
+                f"{self._store.directory}: holds {len(count) - 1} token classes, {n} were asked for. "
+                f"Raise collect.classes (there may be fewer distinct tokens) and run: {_RUN}"
+            )
+        return fewer_classes(ClassMoments(count, sums, self._read("class_sum_sq").astype(np.float64)), n)
+
+    def topics(self, k: int, statistic: str) -> TopicSums:
+        """Return sums by topic, micro-topics merged to k.
+
+        Args:
+            k: how many topics.
+            statistic: `sum`, `sum_abs` or `max_abs`.
+
+        Raises:
+            ArtifactError: the artifact holds no topics of this tap.
+            MismatchError: more topics than are stored, or fewer documents than were counted.
+        """
+        micro = self._read_whole(f"topic_{statistic}").astype(np.float64)
+        if k > len(micro):
+            raise MismatchError(
+                f"{self._store.directory}: holds {len(micro)} micro-topics, {k} topics were asked for. "
+                f"Raise collect.topics.micro_topics and run: {_RUN}"
+            )
+        topic = merged_topics(self._store.layer_values(self._layer, "topics", "merges"), k)
+        count = np.zeros(k, dtype=np.int64)
+        np.add.at(count, topic, self._store.layer_values(self._layer, "topics", "count"))
+        sums = np.zeros((k, micro.shape[1]))
+        (np.maximum if statistic == "max_abs" else np.add).at(sums, topic, micro)
+        return TopicSums(count, sums)
+
+    def _read(self, array: str) -> NDArray[Any]:
+        return self._store.layer_values(self._layer, self._tap, array)
+
+    def _read_whole(self, array: str) -> NDArray[Any]:
+        """Read an array that has no document axis."""
+        if self.n_documents != self._store.n_documents:
+            raise MismatchError(
+                f"{self._store.directory}: {self._tap}/{array} counts all {self._store.n_documents} documents, "
+                f"nsamples {self.n_documents} cannot be taken from it. Leave nsamples out, or set "
+                f"prepare.calibration_windows: {self.n_documents} and run: {_RUN}"
+            )
+        return self._read(array)

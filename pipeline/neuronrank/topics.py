@@ -1,0 +1,133 @@
+"""Micro-topics: clusters of the tokens of one layer by the direction of the residual stream that enters it.
+
+Cosine k-means on a fixed random projection to 128 dimensions (METHODS section 2, S4): k-means++ start, a fixed number
+of Lloyd iterations, all from one seed. The projection keeps the signs; one is drawn per width, since a projection
+for one width does not fit another. The fit uses a seeded sample of the tokens; then every token, sampled or not, is
+given to the centroid with the highest cosine. At score time micro-topics are merged to fewer along `merge_order`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
+from scipy.cluster.hierarchy import linkage
+from torch import Tensor
+
+from neuronrank.errors import NotFiniteError, ParamsError
+from neuronrank.params import Section
+
+PROJECTED_WIDTH = 128
+SAMPLE_PER_TOPIC, START_PER_TOPIC = 64, 16
+"""Tokens that the fit, and its start, use."""
+N_NEAREST = 12
+NOWHERE = np.iinfo(np.uint32).max
+"""In `nearest`, where a topic has fewer tokens."""
+
+
+class TopicParams(Section):
+    """How micro-topics are found; 0 clusters leave topics out."""
+
+    micro_topics: NonNegativeInt
+    """K_micro: the most topics that can be asked for at score time."""
+    iterations: int = Field(ge=4)
+    """Of Lloyd's algorithm."""
+    seed: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The micro-topics of one layer."""
+
+    labels: Tensor
+    """(N, T) int64: the topic of every token."""
+    arrays: dict[str, NDArray[Any]]
+    """`labels` (N, T), `centroids` (K, 128) of unit length, `count` (K,) tokens, `merges` (K - 1, 2), `nearest`
+    (K, 12, 2): document and position of the tokens with the highest cosine."""
+
+
+def projection(width: int, seed: int) -> Tensor:
+    """Return a (width, 128) float32 Gaussian projection, scaled so that it keeps lengths on average."""
+    drawn = np.random.default_rng([seed, width]).standard_normal((width, PROJECTED_WIDTH), dtype=np.float32)
+    return torch.from_numpy(drawn / np.float32(np.sqrt(PROJECTED_WIDTH)))
+
+
+def find_topics(projected: Tensor, params: TopicParams, layer: int) -> Topics:
+    """Cluster the tokens of one layer.
+
+    Args:
+        projected: (N, T, 128) float32, the projected residual stream.
+        params: number of clusters, iterations, seed.
+        layer: for the seed and for messages.
+
+    Raises:
+        ParamsError: fewer tokens than clusters.
+        NotFiniteError: a token's hidden state is NaN or infinite.
+    """
+    points = projected.reshape(-1, PROJECTED_WIDTH)
+    k = params.micro_topics
+    if len(points) < k:
+        raise ParamsError(f"collect.topics.micro_topics {k}: there are {len(points)} calibration tokens. Lower it")
+    if not torch.isfinite(points).all():
+        raise NotFiniteError(f"layer {layer}: the residual stream that enters it is NaN or infinite")
+    points = torch.nn.functional.normalize(points, dim=1)
+    rng = np.random.default_rng([params.seed, layer])
+    sample = points[torch.from_numpy(np.sort(rng.permutation(len(points))[: SAMPLE_PER_TOPIC * k])).to(points.device)]
+    centroids = _start(sample[rng.permutation(len(sample))[: START_PER_TOPIC * k]], k, rng)
+    for _ in range(params.iterations):
+        centroids = _means(sample, (sample @ centroids.T).argmax(dim=1), centroids)
+    best, labels = (points @ centroids.T).max(dim=1)
+    count = torch.bincount(labels, minlength=k).cpu().numpy().astype(np.int32)
+    shape = projected.shape[:2]
+    arrays = {
+        "labels": labels.view(shape).cpu().numpy().astype(np.uint16),
+        "centroids": centroids.cpu().numpy(),
+        "count": count,
+        "merges": merge_order(centroids.cpu().numpy()),
+        "nearest": _nearest(best.cpu().numpy(), labels.cpu().numpy(), k, shape[1]),
+    }
+    return Topics(labels.view(shape), arrays)
+
+
+def _start(points: Tensor, k: int, rng: np.random.Generator) -> Tensor:
+    """Choose k points by k-means++ (Arthur and Vassilvitskii 2007): far from the chosen ones with a higher chance."""
+    chosen = [int(rng.integers(len(points)))]
+    distance = torch.full((len(points),), torch.inf, device=points.device)
+    for _ in range(k - 1):
+        # for unit vectors the squared distance is 2 (1 - cosine)
+        distance = torch.minimum(distance, (1 - points @ points[chosen[-1]]).clamp(min=0))
+        cumulative = distance.double().cumsum(dim=0).cpu().numpy()
+        chosen.append(min(int(np.searchsorted(cumulative, rng.random() * cumulative[-1])), len(points) - 1))
+    return points[chosen]
+
+
+def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """Return the directions of the clusters' means; an empty cluster keeps its centroid."""
+    member = torch.zeros(len(centroids), len(points), device=points.device)
+    member[labels, torch.arange(len(points), device=points.device)] = 1
+    sums = member @ points  # an indexed sum would take longer
+    lengths = sums.norm(dim=1, keepdim=True)
+    return torch.where(lengths > 0, sums / lengths.clamp(min=1e-30), centroids)
+
+
+def _nearest(best: NDArray[Any], labels: NDArray[Any], k: int, n_tokens: int) -> NDArray[np.uint32]:
+    nearest = np.full((k, N_NEAREST, 2), NOWHERE, dtype=np.uint32)
+    order = np.lexsort((-best, labels))
+    starts = np.searchsorted(labels[order], np.arange(k + 1))
+    for topic in range(k):
+        tokens = order[starts[topic] : min(starts[topic + 1], starts[topic] + N_NEAREST)]
+        nearest[topic, : len(tokens)] = np.stack(np.divmod(tokens, n_tokens), axis=1)
+    return nearest
+
+
+def merge_order(centroids: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return which two clusters merge first, second, … until one is left: average linkage of cosine distances.
+
+    Returns:
+        (K - 1, 2); clusters below K are micro-topics, K + i is what step i made.
+    """
+    if len(centroids) < 2:
+        return np.zeros((0, 2), dtype=np.int32)
+    return np.asarray(linkage(centroids.astype(np.float64), method="average", metric="cosine")[:, :2], dtype=np.int32)
