@@ -77,13 +77,27 @@ def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> di
         "schema": SCHEMA,
         "recipe": recipe_name,
         "parts": {
-            name: {"default_group": part.method.DEFAULT_GROUP, "params": part.params.model_dump(mode="json")}
+            name: {
+                "method": part.params.method,
+                "default_group": part.method.DEFAULT_GROUP,
+                "weight_exp": part.params.weight_exp,
+                "weight_multi": 1.0,
+                "params": part.params.model_dump(mode="json"),
+            }
             for name, part in recipe.items()
         },
         "modules": [
-            {"name": module.name, "layer": module.layer, "part": module.part, "shape": list(module.shape)}
+            {
+                "name": module.name,
+                "layer": module.layer,
+                "part": module.part,
+                "shape": list(module.shape),
+                "neuron_tap": module.neuron_tap,
+                "neuron_axis": module.neuron_axis,
+            }
             for module in statistics.modules
         ],
+        "lm_head": manifest.get("lm_head"),
         "n_layers": manifest["n_layers"],
         "model": manifest["model"],
         "calibration": {key: value for key, value in manifest["calibration"].items() if key != "origins"},
