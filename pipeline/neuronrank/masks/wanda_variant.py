@@ -70,7 +70,10 @@ def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> N
 
 
 def _share(held: NDArray[np.float64], params: Params, module: MaskedModule) -> float:
-    """Return the e whose sparsity is closest to the request; `held` (O, I) rises along each row to 1."""
+    """Return the e that removes floor(sparsity * size), or else the count closest to sparsity * size.
+
+    `held` is (O, I) and rises along each row to 1.
+    """
     wanted = n_removed(sparsity(params, module), held.size)
     low, n_low, high, n_high = -1.0, 0, 1.0, held.size  # nothing and all; scores of zero go at a share of 0
     for _ in range(_STEPS):
@@ -82,8 +85,9 @@ def _share(held: NDArray[np.float64], params: Params, module: MaskedModule) -> f
             low, n_low = middle, n_middle
         else:
             high, n_high = middle, n_middle
-    share, found = (low, n_low) if wanted - n_low <= n_high - wanted else (high, n_high)
-    if abs(found - wanted) > tolerance(params, module, held.shape):
+    asked = sparsity(params, module) * held.size
+    share, found = (low, n_low) if asked - n_low <= n_high - asked else (high, n_high)
+    if abs(found - asked) > tolerance(params, module, held.shape):
         raise DegenerateError(
             f"{module.name}: no share of the rows' score sums removes {wanted} of {held.size} weights, within "
             f"{TOLERANCE} of the sparsity: equal or zero scores make it jump from {n_low} to {n_high}. "
