@@ -2,6 +2,8 @@
 
 import json
 import logging
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from neuronrank.element_scores import neuron_scores, weight_scores
 from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.evaluation import apply_masks_
 from neuronrank.masks import unstructured
+from neuronrank.output_head import find_output_head
 from neuronrank.patterns import read_pattern
 from neuronrank.pruning import modules_with_idle_factor, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, require_share, summary_lines
@@ -157,11 +160,20 @@ def test_scores_that_cannot_be_compared_are_pools_of_their_own(tied, parts, spar
         naive_pool(mine, {mask.name: tied.weight(mask.name) for mask in mine}, share)
 
 
-def test_one_tensor_at_a_time_is_read(tied, monkeypatch):
-    masks = tied.masks(**HALF, group="global")
-    sizes = [mask.keep.size for mask in masks]
-    assert sum(mask.n_removed for mask in masks) == sum(sizes) // 2
-    assert [mask.n_removed for mask in masks] != [size // 2 for size in sizes]  # it is not module by module
+def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
+    made: list[weakref.ref] = []
+
+    def counted(*arguments):
+        alive = sum(one() is not None for one in made)
+        assert alive <= 1, alive  # the one before may live until it is replaced
+        scores = weight_scores(*arguments)
+        made.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr("neuronrank.pruning.weight_scores", counted)
+    n_removed = sum(mask.n_removed for mask in tied.masks(**HALF, group="global"))
+    assert n_removed == sum(np.prod(module["shape"]) for module in tied.header["modules"]) // 2
+    assert len(made) == 3 * 14  # two passes for the threshold, one for the masks
 
 
 # Whole neurons
@@ -287,10 +299,8 @@ def test_an_untied_copy_is_pruned_and_the_embeddings_stay(tied, tmp_path):
     assert torch.equal(evaluated.model.embed_tokens.weight, embeddings)
     assert torch.equal(evaluated.lm_head.weight, embeddings * torch.from_numpy(keep))
     assert evaluated.config.tie_word_embeddings is False
-    for name, directory in (("shards", tied), ("single", tied)):
-        done = export(directory, mask, tmp_path / name)
-        assert done.exit_code == 0, done.output
-        break
+    done = export(tied, mask, tmp_path / "shards")
+    assert done.exit_code == 0, done.output
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "shards", dtype=torch.float32).eval()
     assert exported.config.tie_word_embeddings is False
     assert torch.equal(exported.model.embed_tokens.weight, embeddings)
@@ -321,6 +331,29 @@ def test_a_single_file_becomes_two_when_the_head_is_untied(tiny_model, tmp_path)
 def test_untying_what_is_not_tied_changes_nothing(own_head):
     mask = own_head.masks(**HALF, attention=False, mlp=False, lm_head=True, untie_lm_head=True)[0]
     np.testing.assert_array_equal(mask.keep, naive.mask(own_head.weight("lm_head"), 0.5, "module"))
+
+
+def test_a_tied_head_that_is_stored_as_well_must_be_the_embeddings(tied):
+    tensors = tied.model.tensors
+    embeddings = tensors["model.embed_tokens.weight"]
+    names = tied.header["lm_head"]
+
+    def stored(entry):
+        return replace(tied.model, description={**tied.model.description, "tensors": {**tensors, **entry}})
+
+    same = find_output_head(stored({"lm_head.weight": embeddings}), names, untie=True)
+    assert same.untied == {"lm_head.weight": "model.embed_tokens.weight"}
+    with pytest.raises(MismatchError, match="stored with different values"):
+        find_output_head(stored({"lm_head.weight": {**embeddings, "sha256": "0"}}), names, untie=True)
+    with pytest.raises(MismatchError, match="tie_word_embeddings"):
+        find_output_head(stored({"lm_head.weight": embeddings}), names, untie=False)
+
+
+def test_a_checkpoint_without_a_head_counts_as_tied(tied):
+    config = {**tied.model.description["config"], "tie_word_embeddings": False}
+    model = replace(tied.model, description={**tied.model.description, "config": config})
+    with pytest.raises(MismatchError, match=r"the checkpoint has no lm_head\.weight"):
+        find_output_head(model, tied.header["lm_head"], untie=False)
 
 
 def test_scores_that_name_no_head_are_refused(own_head):
@@ -369,7 +402,7 @@ def test_a_result_that_misses_its_request_is_refused(tied, monkeypatch):
     require_share("m", 2, 7, 0.29, 1)
     with pytest.raises(MismatchError, match=r"m: 2 of 7 are removed, sparsity 0\.5 asks for 3\.5, within 1"):
         require_share("m", 2, 7, 0.5, 1)
-    monkeypatch.setattr(unstructured, "keep", lambda scores, params, module: np.ones(scores.shape, dtype=bool))
+    monkeypatch.setattr(unstructured, "keep", lambda scores, *_: np.ones(scores.shape, dtype=bool))
     with pytest.raises(MismatchError, match=r"q_proj: 0 of 768 are removed, sparsity 0\.5 asks for 384\.0"):
         tied.masks(**HALF)
 
