@@ -4,7 +4,7 @@ One e serves all rows of a module; it is bisected until the module's sparsity is
 sparsity: there every row loses the same number of weights, here every row loses (at most) the same share of its score.
 A row whose score sits in a few large weights loses many of the others, a row of even scores loses few.
 
-Source: Sun et al. 2023, arXiv:2306.11695, appendix; METHODS section 3.1. Usable with any score.
+Source: METHODS section 3.1; option `use_variant` of the code of Sun et al. 2023, arXiv:2306.11695. Any score.
 Differs: the reference stops at the first e within 0.001 of the request; the bisection here goes on to the closest
 sparsity that an e can reach, and a module that cannot come within 0.001 is an error. Exactly the smallest scores are
 removed, the lowest column first among equal ones, where the reference removes all that tie with the threshold.
