@@ -7,10 +7,8 @@ import pytest
 import torch
 
 from neuronrank import registry
+from neuronrank.element_scores import weight_scores
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
-from neuronrank.masks import MaskedModule
-from neuronrank.patterns import read_pattern
-from neuronrank.pruning import _scores
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
 from tests.artifacts import WINDOW_TOKENS, module, statistics
@@ -29,8 +27,7 @@ def recipe(mlp, attention=None):
 
 
 def scored(factors, name, weight, weight_exp=1.0):
-    pattern = read_pattern({"rule": "unstructured", "sparsity": 0.5, "group": "module"}, "p")
-    return _scores(MaskedModule(name, "mlp", "module"), weight, factors, weight_exp, pattern)
+    return weight_scores(name, weight, factors, {"weight_exp": weight_exp, "weight_multi": 1.0}, "module")
 
 
 def test_wanda_is_the_l2_norm_of_the_input_columns(tmp_path):
@@ -145,12 +142,11 @@ def test_scores_that_overflow_are_refused():
 
 
 def test_groups_that_cannot_rank_are_refused():
-    by_row = read_pattern({"rule": "unstructured", "sparsity": 0.5, "group": "row"}, "p")
-    masked = MaskedModule("up", "mlp", "module")
+    part = {"weight_exp": 0.0, "weight_multi": 1.0}
     with pytest.raises(
         DegenerateError, match="up: with weight_exp 0 and no column factor all scores of a row are equal"
     ):
-        _scores(masked, WEIGHT, {"up.row": np.array([1, 2], dtype=np.float32)}, 0.0, by_row)
+        weight_scores("up", WEIGHT, {"up.row": np.array([1, 2], dtype=np.float32)}, part, "row")
 
 
 def test_a_constant_factor_is_refused(tmp_path):

@@ -10,9 +10,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from neuronrank.checkpoint import open_model
+from neuronrank.element_scores import weight_scores
 from neuronrank.masks import MaskedModule
 from neuronrank.patterns import read_pattern
-from neuronrank.pruning import _scores
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
 from neuronrank.statistics_store import Statistics
@@ -27,6 +27,7 @@ LAYERS = [0, 14, 29]
 TOLERANCE = 1e-4
 WANDA = {"method": "wanda"}
 TFIDF = {"method": "neuronrank_tfidf"}
+PLAIN = {"weight_exp": 1.0, "weight_multi": 1.0}
 TAP_OF = {"q": "q_out", "k": "k_out", "v": "v_out", "o": "attn_ctx", "gate": "neuron", "up": "neuron", "down": "neuron"}
 INPUT_OF = {
     "q": "attn_in",
@@ -103,7 +104,9 @@ def library_mask(factors, module, reference, group):
     weight = reference.get_submodule(module.name).weight.detach().float()
     pattern = read_pattern({"rule": "unstructured", "sparsity": 0.5, "group": group}, "p")
     masked = MaskedModule(module.name, module.part, group)
-    return pattern.rule.keep(_scores(masked, weight, factors, 1.0, pattern), pattern.params, masked)
+    return pattern.rule.keep(
+        weight_scores(module.name, weight, factors, PLAIN, masked.default_group), pattern.params, masked
+    )
 
 
 def test_wanda_factors_and_masks(statistics, taps, reference):
@@ -161,7 +164,9 @@ def mlp_masks(statistics, **changes):
             masked = MaskedModule(module.name, module.part, "module")
             weight = checkpoint.tensor(f"{module.name}.weight")
             masks.append(
-                pattern.rule.keep(_scores(masked, weight, factors, 1.0, pattern), pattern.params, masked).ravel()
+                pattern.rule.keep(
+                    weight_scores(module.name, weight, factors, PLAIN, masked.default_group), pattern.params, masked
+                ).ravel()
             )
     return np.concatenate(masks)
 

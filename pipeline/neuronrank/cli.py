@@ -29,7 +29,8 @@ def main() -> None:
 @click.option("--model", type=Existing, default="artifacts/model", show_default=True, help="What fetch left.")
 @click.option("--mask", type=Existing, required=True, help="What prune wrote.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write; must not exist.")
-def export(model: Path, mask: Path, out: Path) -> None:
+@click.option("--compact", is_flag=True, help="Cut removed neurons out instead of zeroing them (rule: structured).")
+def export(model: Path, mask: Path, out: Path, compact: bool) -> None:
     """Join a base model and a mask into an ordinary Hugging Face directory.
 
     Example: neuronrank export --mask artifacts/masks/wanda/50pct.safetensors --out pruned/wanda-50pct
@@ -39,6 +40,15 @@ def export(model: Path, mask: Path, out: Path) -> None:
     from neuronrank.mask_store import MaskFile
 
     masks = MaskFile(mask)
+    if compact:
+        from neuronrank.compact import export_compact
+
+        before, after = export_compact(open_model(model), masks, out)
+        click.echo(
+            f"{out}: {after} of {before} neurons left in every layer, {masks.header['sparsity']['model']:.2%} "
+            f"of the whole model cut out"
+        )
+        return
     n_removed = export_model(open_model(model), masks, out)
     share = masks.header["sparsity"]["model"]
     click.echo(f"{out}: {n_removed} weights set to zero, {share:.2%} of the whole model")

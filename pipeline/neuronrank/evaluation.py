@@ -5,7 +5,7 @@ of each, perplexity = exp of the mean over all predicted tokens.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,12 +49,35 @@ def load_model(artifact: ModelArtifact, dtype: torch.dtype, device: torch.device
 
 
 @torch.no_grad()
+def untie_(model: nn.Module, untied: dict[str, str]) -> None:
+    """Give each weight a copy of its own of the weight that it is tied to, in place.
+
+    Args:
+        model: a causal language model; its configuration says afterwards that nothing is tied.
+        untied: name of the weight -> name of the one that it is tied to.
+
+    Raises:
+        MismatchError: the model lacks one of the two, or they are not the same weight.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, source in untied.items():
+        if name not in parameters or parameters[name] is not parameters.get(source):
+            raise MismatchError(f"{name}: the mask unties it from {source}, but the model does not tie the two")
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, nn.Parameter(parameters[source].detach().clone()))
+    if untied:
+        config: Any = model.config
+        config.tie_word_embeddings = False
+
+
+@torch.no_grad()
 def apply_masks_(model: nn.Module, masks: MaskFile) -> None:
-    """Set the removed weights of a model to zero, in place.
+    """Set the removed weights of a model to zero, in place; a head that the mask unties is untied before.
 
     Raises:
         MismatchError: the model lacks a masked weight, or its shape differs.
     """
+    untie_(model, masks.untied)
     parameters = dict(model.named_parameters())
     for name in masks.weights:
         keep = torch.from_numpy(masks.keep(name))

@@ -1,20 +1,22 @@
 """Base model + mask -> an ordinary Hugging Face directory with exact zeros.
 
 Each shard is copied and then zeroed in place through a memory map, tensor by tensor: all other bytes stay those of
-the base model, and no tensor is ever held twice.
+the base model, and no tensor is ever held twice. An output head that the mask unties from the embeddings becomes one
+more shard; the embeddings stay as they are.
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
 
-from neuronrank.checkpoint import MODEL_FILE, ModelArtifact
+from neuronrank.checkpoint import MODEL_FILE, Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import output_directory, write_json
 from neuronrank.mask_store import MaskFile
+from neuronrank.shards import shard_header, write_index
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
@@ -30,26 +32,62 @@ def export_model(model: ModelArtifact, masks: MaskFile, out: Path) -> int:
         SourceError: `out` already exists, or a weight has a type that cannot be masked.
         StorageError: the disk refused a write.
     """
+    checkpoint = open_for_export(model, masks, out)
+    with output_directory(out) as partial:
+        copy_all_but_weights(model, partial)
+        names = [shard.name for shard in checkpoint.shards]
+        untied = {name: source for name, source in masks.untied.items() if name not in checkpoint.names}
+        if untied:
+            total = len(names) + 1
+            names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total)]
+        for shard, name in zip(checkpoint.shards, names, strict=True):
+            shutil.copyfile(shard, partial / name)
+        if untied:
+            names.append(f"model-{total:05d}-of-{total:05d}.safetensors")
+            copies = {name: checkpoint.tensor(source) for name, source in untied.items()}
+            save_file(copies, partial / names[-1], metadata={"format": "pt"})
+            write_index(partial, names)
+        for name in names:
+            _zero_shard(partial / name, masks)
+        if masks.untied:
+            change_config(partial, tie_word_embeddings=False)
+        write_json(partial / "neuronrank.json", masks.header)
+    return int(sum(entry["n_removed"] for entry in masks.header["modules"]))
+
+
+def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpoint:
+    """Open the base model's weights, after checking all that an export reads.
+
+    Raises:
+        MismatchError: the mask was made for another model, or names a weight that the model lacks or that changed.
+        SourceError: `out` already exists.
+    """
     if out.exists():
         raise SourceError(f"{out}: already exists; choose another place or delete it first")
     masks.require_model(model.fingerprint, model.directory)
     checkpoint = model.checkpoint()
     for name in masks.weights:
-        checkpoint.tensor(name)  # checked as it is read
-    with output_directory(out) as partial:
-        for source in sorted(model.weights_directory.iterdir()):
-            if source.is_file() and source.suffix not in _WEIGHTS and source.name != MODEL_FILE:
-                shutil.copyfile(source, partial / source.name)
-        for shard in checkpoint.shards:
-            shutil.copyfile(shard, partial / shard.name)
-            _zero_shard(partial / shard.name, masks)
-        write_json(partial / "neuronrank.json", masks.header)
-    return int(sum(entry["n_removed"] for entry in masks.header["modules"]))
+        checkpoint.tensor(masks.untied.get(name, name))  # checked as it is read
+    return checkpoint
+
+
+def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
+    """Copy configuration, tokenizer, index and whatever else lies beside the weights."""
+    for source in sorted(model.weights_directory.iterdir()):
+        if source.is_file() and source.suffix not in _WEIGHTS and source.name != MODEL_FILE:
+            shutil.copyfile(source, target / source.name)
+
+
+def change_config(directory: Path, **values: object) -> None:
+    """Change entries of config.json; the others and their order stay."""
+    path = directory / "config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), **values}
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _zero_shard(path: Path, masks: MaskFile) -> None:
     """Zero the masked weights of one shard in place."""
-    header, data_start = _shard_header(path)
+    header, data_start = shard_header(path)
     for name in masks.weights:
         entry = header.get(name)
         if entry is None:
@@ -63,10 +101,3 @@ def _zero_shard(path: Path, masks: MaskFile) -> None:
         weight = np.memmap(path, dtype=_UNSIGNED[entry["dtype"]], mode="r+", offset=offset, shape=keep.shape)
         weight[~keep] = 0
         weight.flush()
-
-
-def _shard_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's header and where its data start: 8 bytes of length, then JSON, then the data."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        return json.loads(file.read(length)), 8 + length

@@ -2,7 +2,8 @@
 
 artifacts/masks/<recipe>/<pattern>.safetensors
   <weight name>   (ceil(O*I/8),) uint8: row-major, eight weights a byte, highest bit first, 1 = kept
-  header          schema, recipe, pattern, per module shape and count, realised sparsity, provenance
+  header          schema, recipe, pattern, per module shape and count, realised sparsity, provenance, and `untied`:
+                  an output head's weight -> the embeddings that it must become a copy of before it is masked
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, write_tensors
 
 SCHEMA = "neuronrank.masks/1"
-_REQUIRED = ("recipe", "pattern", "modules", "model", "sparsity", "calibration", "collect")
+_REQUIRED = ("recipe", "pattern", "modules", "model", "sparsity", "untied", "calibration", "collect")
 _RUN = "dvc repro prune"
 
 
@@ -52,6 +53,11 @@ class MaskFile:
     def weights(self) -> list[str]:
         """Names of the masked weights."""
         return sorted(self._modules)
+
+    @property
+    def untied(self) -> dict[str, str]:
+        """A masked weight that the model shares -> the weight that it must become a copy of before it is masked."""
+        return dict(self.header["untied"])
 
     def require_model(self, fingerprint: str, directory: Path) -> None:
         """Refuse a model that the mask was not made for.

@@ -5,17 +5,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from neuronrank.checkpoint import ModelArtifact
-from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
-from neuronrank.masks import MaskedModule
+from neuronrank.checkpoint import Checkpoint, ModelArtifact
+from neuronrank.element_scores import MAGNITUDE, Scores, neuron_scores, weight_scores
+from neuronrank.errors import MismatchError, ParamsError
+from neuronrank.files import canonical_json
+from neuronrank.masks import MaskedModule, n_removed
+from neuronrank.masks._radix_select import Cut, find_cut
+from neuronrank.output_head import OutputHead, find_output_head
 from neuronrank.patterns import Pattern
+from neuronrank.realised import require_share
 from neuronrank.score_store import Factors
 
-Scores = NDArray[np.float32]
-Vector = NDArray[np.float32]
+NEURONS = "neuron"
+"""The tap of the MLP's neurons: its modules are those that a rule of whole neurons prunes."""
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,36 +30,80 @@ class ModuleMask:
     name: str
     weight: str
     part: str
-    layer: int
+    """ "attention", "mlp" or "lm_head"."""
+    layer: int | None
+    """None for the output head."""
     keep: NDArray[np.bool_]
     """(O, I), True = kept."""
+    neuron_axis: str | None = None
+    """Where whole neurons lie, "row" or "column", when the mask removes whole neurons."""
 
     @property
     def n_removed(self) -> int:
         """Number of weights removed."""
         return int(self.keep.size - np.count_nonzero(self.keep))
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Entry:
         """Return the module's entry of the mask file's header."""
         entry = {"name": self.name, "weight": self.weight, "part": self.part, "layer": self.layer}
-        return {**entry, "shape": list(self.keep.shape), "n_removed": self.n_removed}
+        neurons = {} if self.neuron_axis is None else {"neuron_axis": self.neuron_axis}
+        return {**entry, **neurons, "shape": list(self.keep.shape), "n_removed": self.n_removed}
 
 
-def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[dict[str, Any]]:
-    """Return the entries of the modules that a pattern prunes, in the model's order.
+def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
+    """Return the entries of the decoder modules that a pattern prunes, in the model's order.
+
+    A part that the recipe does not score is left dense; `unscored_lines` says so.
 
     Raises:
-        ParamsError: the pattern names more layers than the model has.
+        ParamsError: the pattern names more layers than the model has, or nothing is left to prune.
     """
     if (pattern.params.pruning_last or 0) > header["n_layers"]:
         raise ParamsError(f"pruning_last {pattern.params.pruning_last}: the model has {header['n_layers']} layers")
-    return [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], header["n_layers"])]
+    chosen = [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], header["n_layers"])]
+    if pattern.rule.RANKS == "neurons":
+        chosen = [module for module in chosen if module["neuron_tap"] == NEURONS]
+    selected = [module for module in chosen if module["part"] in header["parts"]]
+    if not (selected or pattern.params.lm_head):
+        wanted = ", ".join(dict.fromkeys(module["part"] for module in chosen)) or "no module of this model"
+        raise ParamsError(
+            f"nothing to prune: recipe {header['recipe']!r} scores {', '.join(header['parts']) or 'nothing'}, the "
+            f"pattern prunes {wanted}. Choose a recipe and a pattern that share a part"
+        )
+    return selected
+
+
+def unscored_lines(header: dict[str, Any], pattern: Pattern) -> list[str]:
+    """Return a log line for every part that the pattern would prune but the recipe does not score."""
+    parts = dict.fromkeys(
+        module["part"]
+        for module in header["modules"]
+        if pattern.selects(module["part"], module["layer"], header["n_layers"])
+    )
+    return [
+        f"{part}: not scored by recipe {header['recipe']!r}, left dense"
+        for part in parts
+        if part not in header["parts"]
+    ]
+
+
+def pruned_head(model: ModelArtifact, header: dict[str, Any], pattern: Pattern) -> OutputHead | None:
+    """Return the output head as the pattern prunes it; None when it stays dense.
+
+    Raises:
+        MismatchError: it is tied to the embeddings, and the pattern does not untie it.
+    """
+    if not pattern.params.lm_head:
+        return None
+    return find_output_head(model, header["lm_head"], pattern.params.untie_lm_head)
 
 
 def iter_masks(
     model: ModelArtifact, factors: Factors, header: dict[str, Any], pattern: Pattern
 ) -> Iterator[ModuleMask]:
-    """Yield the mask of every selected module, in the model's order.
+    """Yield the mask of every selected module in the model's order, the output head last.
+
+    One module's scores and mask are in memory at a time, also where modules compete with each other.
 
     Args:
         model: whose weights are scored.
@@ -63,75 +112,120 @@ def iter_masks(
         pattern: rule and selection.
 
     Raises:
-        MismatchError: the scores come from another model, or a shape does not fit.
+        ParamsError: nothing is left to prune, or the method has no neuron score that the rule needs.
+        MismatchError: the scores come from another model, a shape does not fit, the output head is tied, or a mask
+            does not remove what was asked for.
         NotFiniteError: a weight or a score is NaN or infinite.
-        DegenerateError: all scores of a group are equal by construction.
+        DegenerateError: all scores of a group are equal by construction, or no mask comes near the request.
     """
     if header["model"]["fingerprint"] != model.fingerprint:
         raise MismatchError(
             f"scores of {header['recipe']!r}: made for model {header['model']['fingerprint'][:12]}…, "
             f"{model.directory} holds {model.fingerprint[:12]}…. Run: dvc repro collect score"
         )
-    selected = selected_modules(header, pattern)
-    checkpoint = model.checkpoint()
-    for module in selected:
-        weight_name = f"{module['name']}.weight"
-        weight = checkpoint.tensor(weight_name)
-        part = header["parts"][module["part"]]
-        masked = MaskedModule(module["name"], module["part"], part["default_group"])
-        scores = _scores(masked, weight, factors, part["params"]["weight_exp"], pattern)
-        keep = pattern.rule.keep(scores, pattern.params, masked)
-        yield ModuleMask(module["name"], weight_name, module["part"], module["layer"], keep)
+    selected, head = selected_modules(header, pattern), pruned_head(model, header, pattern)
+    work = _Work(model.checkpoint(), factors, header, pattern)
+    pools: dict[tuple[Any, ...], _Pool] = {}
+    for entry in selected:
+        key = work.pool_key(entry)
+        if key is None:
+            yield work.own_mask(entry)
+            continue
+        if key not in pools:
+            pools[key] = _fill_pool(work, [other for other in selected if work.pool_key(other) == key])
+        yield _pooled_mask(work, entry, pools[key])
+    for pool in pools.values():
+        require_share(pool.what, pool.n_removed, pool.size, pool.sparsity, tolerance=1)
+    if head is not None:
+        yield _head_mask(work, head)
 
 
-def _scores(
-    module: MaskedModule, weight: torch.Tensor, factors: Factors, weight_exp: float, pattern: Pattern
-) -> NDArray[np.float32]:
-    """Return |W|^weight_exp times the factors, (O, I) float32; an exponent of 0 is a factor of exactly 1."""
-    row, column = factors.get(f"{module.name}.row"), factors.get(f"{module.name}.column")
-    for axis, factor in enumerate((row, column)):
-        if factor is not None and factor.size != weight.shape[axis]:
-            raise MismatchError(f"{module.name}: weight is {tuple(weight.shape)}, a factor has {factor.size} channels")
-    magnitude = weight.float().abs()
-    scores: Scores = (magnitude if weight_exp == 1 else magnitude**weight_exp).numpy()  # 0**0 is 1
-    with np.errstate(all="ignore"):
-        scores = scores if row is None else scores * row[:, None]
-        scores = scores if column is None else scores * column[None, :]
-    n_bad = scores.size - int(np.count_nonzero(np.isfinite(scores)))
-    if n_bad:
-        raise NotFiniteError(f"{module.name}: {n_bad} of {scores.size} scores are NaN or infinite. Lower the exponents")
-    _require_ranking(module, scores, column, weight_exp, pattern)
-    _require_no_underflow(module, scores, magnitude, row, column)
-    return scores
+@dataclass(frozen=True)
+class _Work:
+    """What the mask of a module is made from."""
+
+    checkpoint: Checkpoint
+    factors: Factors
+    header: dict[str, Any]
+    pattern: Pattern
+
+    def part(self, entry: Entry) -> dict[str, Any]:
+        """Return how the module's part is scored."""
+        part: dict[str, Any] = self.header["parts"][entry["part"]]
+        return part
+
+    def masked(self, entry: Entry) -> MaskedModule:
+        """Return what the rule may know of a module."""
+        return MaskedModule(entry["name"], entry["part"], self.part(entry)["default_group"])
+
+    def group(self, entry: Entry) -> str:
+        """Return what the module's weights compete with."""
+        return str(self.pattern.rule.group(self.pattern.params, self.masked(entry)))
+
+    def pool_key(self, entry: Entry) -> tuple[Any, ...] | None:
+        """Return what the modules of one pool have in common; None for a module that has its own groups."""
+        group = self.group(entry)
+        if group not in ("layer", "global"):
+            return None
+        sparsity = self.pattern.rule.sparsity(self.pattern.params, self.masked(entry))
+        return (entry["layer"] if group == "layer" else None, canonical_json(self.part(entry)), sparsity)
+
+    def scores(self, entry: Entry) -> Scores:
+        """Return the scores of a module's weights, (O, I)."""
+        weight = self.checkpoint.tensor(f"{entry['name']}.weight")
+        return weight_scores(entry["name"], weight, self.factors, self.part(entry), self.group(entry))
+
+    def own_mask(self, entry: Entry) -> ModuleMask:
+        """Return the mask of a module that competes with no other."""
+        masked, name = self.masked(entry), entry["name"]
+        if self.pattern.rule.RANKS == "weights":
+            keep = self.checked(masked, self.scores(entry))
+            return ModuleMask(name, f"{name}.weight", entry["part"], entry["layer"], keep)
+        axis, shape = entry["neuron_axis"], entry["shape"]
+        n_neurons = shape[0] if axis == "row" else shape[1]
+        neurons = self.checked(masked, neuron_scores(entry["layer"], n_neurons, self.factors, self.part(entry)))
+        keep = np.broadcast_to(neurons[:, None] if axis == "row" else neurons[None, :], shape).copy()
+        return ModuleMask(name, f"{name}.weight", entry["part"], entry["layer"], keep, axis)
+
+    def checked(self, masked: MaskedModule, scores: Scores) -> NDArray[np.bool_]:
+        """Return what the rule keeps of these scores, held to the share that was asked for."""
+        rule, params = self.pattern.rule, self.pattern.params
+        keep: NDArray[np.bool_] = rule.keep(scores, params, masked)
+        removed = keep.size - int(np.count_nonzero(keep))
+        tolerance = rule.tolerance(params, masked, scores.shape)
+        require_share(masked.name, removed, keep.size, rule.sparsity(params, masked), tolerance)
+        return keep
 
 
-def _require_ranking(
-    module: MaskedModule, scores: Scores, column: Vector | None, weight_exp: float, pattern: Pattern
-) -> None:
-    flat = scores.reshape(-1)
-    if flat.size > 1 and (flat == flat[0]).all():
-        raise DegenerateError(f"{module.name}: all {flat.size} scores are equal ({flat[0]}), they cannot rank")
-    if weight_exp == 0 and column is None and pattern.rule.within_rows(pattern.params, module):
-        raise DegenerateError(
-            f"{module.name}: with weight_exp 0 and no column factor all scores of a row are equal, and the pattern "
-            f"compares within rows. Use weight_exp > 0, or group: module"
-        )
+@dataclass
+class _Pool:
+    """Modules whose weights compete with each other, and what was removed of them so far."""
+
+    what: str
+    size: int
+    sparsity: float
+    cut: Cut
+    n_removed: int = 0
 
 
-def _require_no_underflow(
-    module: MaskedModule, scores: Scores, magnitude: torch.Tensor, row: Vector | None, column: Vector | None
-) -> None:
-    """Refuse scores that became zero although neither weight nor factor is: they would be removed by position."""
-    if scores.min() > 0:
-        return
-    possible = (magnitude > 0).numpy()
-    for factor in (row[:, None] if row is not None else None, column):
-        possible = possible if factor is None else possible & (factor > 0)
-    n_lost = int(np.count_nonzero(possible & (scores == 0)))
-    if n_lost:
-        raise NotFiniteError(
-            f"{module.name}: {n_lost} of {scores.size} scores are too small to tell from zero. Lower the exponents"
-        )
+def _fill_pool(work: _Work, members: list[Entry]) -> _Pool:
+    size = sum(entry["shape"][0] * entry["shape"][1] for entry in members)
+    sparsity = work.pattern.rule.sparsity(work.pattern.params, work.masked(members[0]))
+    cut = find_cut(lambda: map(work.scores, members), n_removed(sparsity, size))
+    return _Pool(f"{members[0]['name']} to {members[-1]['name']}", size, sparsity, cut)
+
+
+def _pooled_mask(work: _Work, entry: Entry, pool: _Pool) -> ModuleMask:
+    removed = pool.cut.remove(work.scores(entry))
+    pool.n_removed += int(np.count_nonzero(removed))
+    return ModuleMask(entry["name"], f"{entry['name']}.weight", entry["part"], entry["layer"], ~removed)
+
+
+def _head_mask(work: _Work, head: OutputHead) -> ModuleMask:
+    masked = MaskedModule(head.module, "lm_head", MAGNITUDE["default_group"])
+    group = work.pattern.rule.group(work.pattern.params, masked)
+    scores = weight_scores(head.module, work.checkpoint.tensor(head.source), {}, MAGNITUDE, group)
+    return ModuleMask(head.module, head.weight, "lm_head", None, work.checked(masked, scores))
 
 
 def modules_with_idle_factor(factors: Factors, header: dict[str, Any], pattern: Pattern) -> int:
@@ -139,26 +233,6 @@ def modules_with_idle_factor(factors: Factors, header: dict[str, Any], pattern: 
     n_idle = 0
     for entry in selected_modules(header, pattern):
         module = MaskedModule(entry["name"], entry["part"], header["parts"][entry["part"]]["default_group"])
-        only_rows = f"{module.name}.row" in factors and f"{module.name}.column" not in factors
-        n_idle += only_rows and pattern.rule.within_rows(pattern.params, module)
+        held = {kind for kind in ("row", "column", "row_term", "column_term") if f"{module.name}.{kind}" in factors}
+        n_idle += held == {"row"} and pattern.rule.group(pattern.params, module) == "row"
     return n_idle
-
-
-def realised_sparsity(masks: list[dict[str, Any]], header: dict[str, Any], n_parameters: int) -> dict[str, float]:
-    """Return the share of weights removed, of three denominators.
-
-    Args:
-        masks: one entry per masked module, with `shape` and `n_removed`.
-        header: of the scores; its modules are all decoder linears.
-        n_parameters: of the whole model, embeddings and norms included, tied weights once.
-    """
-    removed = sum(entry["n_removed"] for entry in masks)
-    return {
-        "selected": removed / sum(_size(entry) for entry in masks),
-        "linears": removed / sum(_size(entry) for entry in header["modules"]),
-        "model": removed / n_parameters,
-    }
-
-
-def _size(entry: dict[str, Any]) -> int:
-    return int(entry["shape"][0] * entry["shape"][1])

@@ -33,10 +33,25 @@ class Params(PatternParams):
         return self
 
 
-def within_rows(params: Params, module: MaskedModule) -> bool:
-    """Say whether weights compete within a row only, so that a factor of the row changes nothing."""
+RANKS = "weights"
+
+
+def group(params: Params, module: MaskedModule) -> str:
+    """Return what a weight competes with: others of its row."""
     del params, module
-    return True
+    return "row"
+
+
+def sparsity(params: Params, module: MaskedModule) -> float:
+    """Return the share that is removed."""
+    del module
+    return 1 - params.keep_n / params.group_m
+
+
+def tolerance(params: Params, module: MaskedModule, shape: tuple[int, ...]) -> float:
+    """Return by how many weights the result may miss the share: one in each group of m."""
+    del module
+    return shape[0] * shape[1] / params.group_m
 
 
 def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> NDArray[np.bool_]:

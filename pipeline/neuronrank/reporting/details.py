@@ -15,6 +15,8 @@ Records = list[dict[str, str | float]]
 def sparsity_by_layer(inputs: Inputs, sweep: SweepParams) -> Records:
     """Return the realised share of weights removed, for every pattern, recipe, part and layer.
 
+    The output head lies in no layer and is left out.
+
     Raises:
         ArtifactError: a mask is missing or corrupt.
     """
@@ -23,6 +25,8 @@ def sparsity_by_layer(inputs: Inputs, sweep: SweepParams) -> Records:
         for recipe in sweep.recipes:
             counts: dict[tuple[str, int], list[int]] = {}
             for module in inputs.mask(recipe, pattern).header["modules"]:
+                if module["layer"] is None:
+                    continue
                 count = counts.setdefault((module["part"], module["layer"]), [0, 0])
                 count[0] += module["n_removed"]
                 count[1] += module["shape"][0] * module["shape"][1]

@@ -1,0 +1,91 @@
+"""Base model + mask of whole neurons -> a smaller Hugging Face directory: the neurons are cut out, not zeroed.
+
+Rows of gate and up (and of their biases) and columns of down go; everything else is copied byte for byte. One tensor
+is in memory at a time. The result computes what the zeroed model computes: a removed neuron only reaches the rest of
+the network through its column of down, which is zero there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.checkpoint import ModelArtifact
+from neuronrank.errors import MismatchError
+from neuronrank.export import change_config, copy_all_but_weights, open_for_export
+from neuronrank.files import output_directory, write_json
+from neuronrank.mask_store import MaskFile
+from neuronrank.shards import INDEX, rewrite_shard, write_index
+
+_SIZE = "intermediate_size"
+
+
+def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[int, int]:
+    """Write the model without its removed neurons.
+
+    Returns:
+        Neurons of a layer before and after.
+
+    Raises:
+        MismatchError: the mask does not remove the same number of whole neurons from every layer, or was made for
+            another model.
+        SourceError: `out` already exists.
+        StorageError: the disk refused a write.
+    """
+    neurons = _kept_neurons(masks)
+    before, after = _sizes(neurons, model, masks.path)
+    checkpoint = open_for_export(model, masks, out)
+    kept: dict[str, tuple[int, NDArray[np.intp]]] = {}
+    for entry in masks.header["modules"]:
+        rows = entry["neuron_axis"] == "row"
+        kept[entry["weight"]] = (0 if rows else 1, neurons[entry["layer"]])
+        bias = f"{entry['name']}.bias"
+        if rows and bias in checkpoint.names:
+            kept[bias] = (0, neurons[entry["layer"]])
+    with output_directory(out) as partial:
+        copy_all_but_weights(model, partial)
+        names = [shard.name for shard in checkpoint.shards]
+        for shard, name in zip(checkpoint.shards, names, strict=True):
+            rewrite_shard(shard, partial / name, kept)
+        if (partial / INDEX).exists():
+            write_index(partial, names)
+        change_config(partial, **{_SIZE: after})
+        write_json(partial / "neuronrank.json", {**masks.header, "compact": {_SIZE: after}})
+    return before, after
+
+
+def _kept_neurons(masks: MaskFile) -> dict[int, NDArray[np.intp]]:
+    """Return layer -> indices of the neurons that stay."""
+    rule = masks.header["pattern"]["rule"]
+    neurons: dict[int, NDArray[np.intp]] = {}
+    for entry in masks.header["modules"]:
+        if "neuron_axis" not in entry:
+            raise MismatchError(
+                f"{masks.path}: made by rule {rule!r}, which leaves scattered zeros that cannot be cut out; only masks "
+                f"of whole neurons (rule: structured) can. Export it without --compact"
+            )
+        keep = masks.keep(entry["weight"])
+        lines = keep if entry["neuron_axis"] == "row" else keep.T
+        kept = np.flatnonzero(lines[:, 0])
+        if not (lines == lines[:, :1]).all() or not np.array_equal(kept, neurons.setdefault(entry["layer"], kept)):
+            raise MismatchError(
+                f"{masks.path}: {entry['weight']} does not remove the same whole neurons as the rest of layer "
+                f"{entry['layer']}. Make it again: dvc repro prune"
+            )
+    return neurons
+
+
+def _sizes(neurons: dict[int, NDArray[np.intp]], model: ModelArtifact, path: Path) -> tuple[int, int]:
+    """Return the neurons of a layer before and after, which one configuration must be able to state."""
+    config: dict[str, Any] = json.loads((model.weights_directory / "config.json").read_text(encoding="utf-8"))
+    n_layers, counts = config.get("num_hidden_layers"), sorted({kept.size for kept in neurons.values()})
+    if len(neurons) != n_layers or len(counts) != 1:
+        raise MismatchError(
+            f"{path}: removes neurons from {len(neurons)} of {n_layers} layers and leaves {counts}; config.json has "
+            f"one {_SIZE} for all layers. Prune without pruning_last, or export without --compact"
+        )
+    if _SIZE not in config:
+        raise MismatchError(f"{model.weights_directory}/config.json: has no {_SIZE}. Export without --compact")
+    return int(config[_SIZE]), int(counts[0])

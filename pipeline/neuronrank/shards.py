@@ -1,0 +1,83 @@
+"""Safetensors shards as files: headers, raw tensors through memory maps, and the index over several shards."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.files import write_json
+
+INDEX = "model.safetensors.index.json"
+_METADATA = "__metadata__"
+
+
+def shard_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return a safetensors file's header and where its data start: 8 bytes of length, then JSON, then the data."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+        return header, 8 + length
+
+
+def tensor_entries(header: dict[str, Any]) -> dict[str, Any]:
+    """Return name -> `dtype`, `shape` and `data_offsets` of the tensors of a header."""
+    return {name: entry for name, entry in header.items() if name != _METADATA}
+
+
+def raw_tensor(path: Path, entry: dict[str, Any], data_start: int) -> NDArray[Any]:
+    """Map one tensor read only, as unsigned integers of its item size, in its shape."""
+    first, last = entry["data_offsets"]
+    n_items = math.prod(entry["shape"])
+    if n_items == 0:
+        return np.empty(entry["shape"], dtype=np.uint8)
+    dtype = np.dtype(f"u{(last - first) // n_items}")
+    return np.memmap(path, dtype=dtype, mode="r", offset=data_start + first, shape=tuple(entry["shape"]))
+
+
+def rewrite_shard(source: Path, target: Path, kept: dict[str, tuple[int, NDArray[np.intp]]]) -> None:
+    """Copy a shard, tensor by tensor, with some tensors cut along one axis.
+
+    Args:
+        source: a safetensors file.
+        target: to write.
+        kept: name -> (axis, indices that stay). Names of other shards do not matter.
+    """
+    header, data_start = shard_header(source)
+    entries = sorted(tensor_entries(header).items(), key=lambda item: item[1]["data_offsets"][0])
+    new_header: dict[str, Any] = {_METADATA: header[_METADATA]} if _METADATA in header else {}
+    end = 0
+    for name, entry in entries:
+        first, last = entry["data_offsets"]
+        shape, n_bytes = list(entry["shape"]), last - first
+        if name in kept:
+            axis, indices = kept[name]
+            n_bytes = n_bytes // shape[axis] * indices.size
+            shape[axis] = int(indices.size)
+        new_header[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": [end, end + n_bytes]}
+        end += n_bytes
+    encoded = json.dumps(new_header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with target.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, entry in entries:
+            tensor = raw_tensor(source, entry, data_start)
+            if name in kept:
+                axis, indices = kept[name]
+                tensor = np.take(tensor, indices, axis=axis)
+            file.write(np.ascontiguousarray(tensor).data)
+
+
+def write_index(directory: Path, shards: Sequence[str]) -> None:
+    """Write the index over several shards of a directory."""
+    weight_map, n_bytes, n_items = {}, 0, 0
+    for name in shards:
+        for tensor, entry in tensor_entries(shard_header(directory / name)[0]).items():
+            weight_map[tensor] = name
+            n_bytes += entry["data_offsets"][1] - entry["data_offsets"][0]
+            n_items += math.prod(entry["shape"])
+    metadata = {"total_parameters": n_items, "total_size": n_bytes}
+    write_json(directory / INDEX, {"metadata": metadata, "weight_map": weight_map})
