@@ -24,7 +24,7 @@ from tests.imports import ROOT
 from tests.project import Project, tiny_params
 
 EVAL = {"dtype": "float32", "windows_per_batch": 2, "seed": 0}
-N_ITEMS = 80
+N_ITEMS = 60
 RECIPES = (None, "magnitude", "wanda")
 
 
@@ -139,8 +139,8 @@ def measured(tmp_path_factory, questions, connections) -> Project:
     analogies.write_task(directory / "tasks", questions)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["prepare"] |= {"window_tokens": 128, "calibration_windows": 16, "evaluation_windows": 2}
-    params["eval"] |= {"dtype": "float32"}
-    params["eval"]["zero_shot"] = {"tasks": [analogies.TASK], "include_path": str(directory / "tasks")}
+    zero_shot = {"tasks": [analogies.TASK], "include_path": str(directory / "tasks"), "batch_size": 16}
+    params["eval"] |= {"dtype": "float32", "zero_shot": zero_shot}
     project = Project(directory, params)
     project.artifacts.mkdir()
     for name in ("model", "text"):

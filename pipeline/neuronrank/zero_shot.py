@@ -170,7 +170,7 @@ def _load(manager: Any, name: str) -> dict[str, dict[str, Any]]:
     from datasets.exceptions import DatasetsError
 
     try:
-        with _no_metrics_from_the_hub():
+        with _no_calls_home():
             found: dict[str, dict[str, Any]] = manager.load([name])
     except (DatasetsError, OSError, RuntimeError, ValueError) as err:
         dataset = (manager.task_index[name].cfg or {}).get("dataset_path")
@@ -182,19 +182,20 @@ def _load(manager: Any, name: str) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _no_metrics_from_the_hub() -> Iterator[None]:
-    """Refuse metrics that `evaluate` would download and run."""
+def _no_calls_home() -> Iterator[None]:
+    """Refuse metrics that `evaluate` would download and run, and do not let `datasets` report that it was used."""
+    import datasets
     import evaluate
 
     def refuse(name: str, *_args: object, **_kwargs: object) -> None:
         raise ParamsError(f"zero-shot metric {name!r}: is code that would be downloaded and run, which is refused")
 
-    load = evaluate.load
-    evaluate.load = refuse
+    load, counts = evaluate.load, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    evaluate.load, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = refuse, False
     try:
         yield
     finally:
-        evaluate.load = load
+        evaluate.load, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = load, counts
 
 
 def _refuse_foreign_code(name: str, task: Any) -> None:
