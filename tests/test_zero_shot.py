@@ -138,7 +138,7 @@ def measured(tmp_path_factory, questions, connections) -> Project:
     directory = tmp_path_factory.mktemp("zero-shot")
     analogies.write_task(directory / "tasks", questions)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["prepare"] |= {"window_tokens": 128, "calibration_windows": 16, "evaluation_windows": 2}
+    params["prepare"] |= {"window_tokens": 64, "calibration_windows": 8, "evaluation_windows": 2}
     zero_shot = {"tasks": [analogies.TASK], "include_path": str(directory / "tasks"), "batch_size": 16}
     params["eval"] |= {"dtype": "float32", "zero_shot": zero_shot}
     project = Project(directory, params)
