@@ -12,7 +12,7 @@ demo: setup ## fetch a trained model and text, run the whole pipeline, print the
 test: setup ## unit and end-to-end tests
 	pytest -m "not slow"
 
-test-slow: setup ## tests on the trained model; fetches it when absent
+test-slow: $(VENV)/.zeroshot ## tests on the trained model, zero-shot tasks too; fetches it when absent
 	dvc repro collect
 	pytest -m slow
 
@@ -29,6 +29,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev --editable .
+	touch $@
+
+$(VENV)/.zeroshot: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[zeroshot]"
 	touch $@
 
 clean: ## remove the environment and caches; artifacts stay

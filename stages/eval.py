@@ -1,4 +1,4 @@
-"""Measure the perplexity of the dense model or of a masked one."""
+"""Measure the perplexity of the dense model or of a masked one, and its zero-shot accuracy where tasks are named."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 import torch
+from transformers import AutoTokenizer
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.comparison import perplexity, perplexity_ratio
@@ -15,6 +16,7 @@ from neuronrank.losses import read_losses, read_losses_header, require_comparabl
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.windows import Windows, read_windows, require_same_tokenizer
+from neuronrank.zero_shot import evaluate_tasks, load_tasks
 from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar, stage_command
 
 
@@ -34,7 +36,7 @@ from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar,
 @click.option("--dense", type=InFile, help="The dense model's losses, to compare with; needed with --mask.")
 @click.option("--losses", type=OutPath, required=True, help="Where to write the loss of every window.")
 def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losses: Path, params: Path) -> Metrics:
-    """Measure perplexity on every evaluation text, and its ratio to the dense model's."""
+    """Measure perplexity on every evaluation text and its ratio to the dense model's, and the tasks of zero_shot."""
     if (mask is None) != (dense is None):
         raise click.UsageError("--mask and --dense go together")
     options = validate(EvalParams, lookup(read_params(params), "eval"), "eval")
@@ -43,6 +45,7 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
     if masks is not None:
         masks.require_model(opened.fingerprint, model)
     texts = _read_texts(tokens, opened)
+    tasks = load_tasks(options.zero_shot)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_model(opened, getattr(torch, options.dtype), device)
     if masks is not None:
@@ -62,6 +65,9 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
             text: {name: round(value, 4) for name, value in asdict(ratio).items()} for text, ratio in ratios.items()
         }
         metrics["sparsity"] = {name: round(share, 6) for name, share in masks.header["sparsity"].items()}
+    if tasks:
+        tokenizer = AutoTokenizer.from_pretrained(opened.weights_directory, trust_remote_code=False)
+        metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
     write_losses(losses, measured, header)
     return metrics
 

@@ -82,7 +82,8 @@ FILES = {
     "losses.py": {"torch", "transformers"},
     "documents.py": {"torch", "transformers"},
     "comparison.py": {"torch", "transformers"},
-    "evaluation.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.scores"},
+    "evaluation.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.scores", "lm_eval"},
+    "zero_shot.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.evaluation"},
     "streaming.py": {"neuronrank.scoring", "neuronrank.masks", "neuronrank.evaluation"},
     "collection.py": {"neuronrank.scoring", "neuronrank.masks", "neuronrank.evaluation"},
 }

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from neuronrank import registry
+from neuronrank.zero_shot import USUAL_SEVEN, ZeroShotParams
 from tests.imports import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -54,6 +55,12 @@ def test_methods_rules_and_architectures_are_all_named():
     for room in ("scoring", "masks", "models"):
         for name in registry.names(room):
             assert f"`{name}`" in README
+
+
+def test_the_usual_tasks_and_the_parameters_of_zero_shot_are_named():
+    section = README.split("## Zero-shot")[1].split("\n## ")[0]
+    for name in (*USUAL_SEVEN, *ZeroShotParams.model_fields):
+        assert re.search(rf"\b{name}\b", section), name
 
 
 def test_make_targets_exist():

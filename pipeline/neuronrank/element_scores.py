@@ -18,7 +18,13 @@ from neuronrank.score_store import Factors
 
 Scores = NDArray[np.float32]
 Vector = NDArray[np.float32]
-MAGNITUDE: dict[str, Any] = {"method": "magnitude", "default_group": "module", "weight_exp": 1.0, "weight_multi": 1.0}
+MAGNITUDE: dict[str, Any] = {
+    "method": "magnitude",
+    "default_group": "module",
+    "elements": True,
+    "weight_exp": 1.0,
+    "weight_multi": 1.0,
+}
 """How the output head is scored, whatever the recipe."""
 
 
@@ -44,10 +50,16 @@ def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[
         (O, I) float32, finite, >= 0; higher is kept.
 
     Raises:
+        ParamsError: the method ranks whole neurons only.
         MismatchError: a vector's length is not the module's.
         NotFiniteError: a score is NaN, infinite, negative, or too small to tell from zero.
         DegenerateError: the scores are equal by construction.
     """
+    if not part["elements"]:
+        raise ParamsError(
+            f"{name}: method {part['method']!r} ranks whole neurons, not single weights. Use a pattern with "
+            f"rule: structured"
+        )
     vectors = _vectors(name, weight, factors)
     row, column = vectors.row, vectors.column
     magnitude = weight.float().abs()

@@ -18,6 +18,7 @@ from neuronrank.checkpoint import ModelArtifact
 from neuronrank.errors import MismatchError, NotFiniteError
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import Section
+from neuronrank.zero_shot import ZeroShotParams
 
 
 class EvalParams(Section):
@@ -26,6 +27,8 @@ class EvalParams(Section):
     dtype: Literal["bfloat16", "float16", "float32"]
     windows_per_batch: PositiveInt
     seed: int = Field(ge=0)
+    zero_shot: ZeroShotParams = ZeroShotParams()
+    """No task unless some are named."""
 
 
 def load_model(artifact: ModelArtifact, dtype: torch.dtype, device: torch.device) -> nn.Module:

@@ -158,7 +158,7 @@ def _describe_part(name: str, part: RecipePart) -> dict[str, Any]:
         "method": part.params.method,
         "default_group": part.method.DEFAULT_GROUP,
         "elements": element is not None,
-        "neurons": name == "mlp" and hasattr(part.method, "neuron_score"),
+        "neurons": hasattr(part.method, "neuron_score"),
         "weight_exp": 0.0 if element is None or by_norm else element.weight_exp,
         "weight_multi": 1.0 if element is None else element.weight_multi,
         "params": part.params.model_dump(mode="json"),

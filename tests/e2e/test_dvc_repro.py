@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 PROJECT_FILES = (
     *("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore"),
-    *("inputs/model/.gitignore", "inputs/text/.gitignore"),
+    *(f"inputs/{room}/.gitignore" for room in ("model", "tasks", "text")),
 )
 ALL = {
     *("fetch@model", "fetch@text", "prepare", "collect", "eval_dense", "report"),
