@@ -23,18 +23,23 @@ def module(name: str, part: str, shape: tuple[int, int], input_tap: str, neuron_
     }
 
 
-def statistics(directory: Path, sums: dict[tuple[str, str], list], modules: list[dict]) -> Statistics:
+def statistics(
+    directory: Path, sums: dict[tuple[str, str], list], modules: list[dict], weights: dict | None = None, profile="full"
+) -> Statistics:
     """Write one layer of (tap, statistic) -> (D, C) sums and open it."""
     arrays = {key: np.asarray(values, dtype=np.float32) for key, values in sums.items()}
     n_documents = len(next(iter(arrays.values())))
-    writer = StatisticsWriter(directory, n_layers=1, n_documents=n_documents)
-    writer.write_layer(0, arrays, {})
+    writer = StatisticsWriter(directory, 1, profile)
+    writer.write_layer(
+        0, arrays, {name: np.asarray(vector, dtype=np.float32) for name, vector in (weights or {}).items()}
+    )
     writer.finish(
         {
             "model": {"fingerprint": "f" * 64},
             "calibration": {"n_windows": n_documents, "window_tokens": WINDOW_TOKENS, "sha256": "c" * 64},
             "collect": {"dtype": "float32", "propagation": "dense"},
             "n_layers": 1,
+            "lm_head": {"module": "lm_head", "embeddings": "model.embed_tokens"},
             "modules": modules,
         }
     )

@@ -29,6 +29,7 @@ def activations(model: nn.Module, token_ids: np.ndarray, layers: list[int]) -> d
         for tap, module in outputs.items():
             handles.append(module.register_forward_hook(lambda _m, _x, y, key=(index, tap): keep(key, y)))
         gate = mlp.gate_proj  # a = phi(g), from the gate's own output
+        handles.append(gate.register_forward_hook(lambda _m, _x, y, key=(index, "gate_pre"): keep(key, y)))
         handles.append(
             gate.register_forward_hook(lambda _m, _x, y, key=(index, "neuron"): keep(key, nn.functional.silu(y)))
         )

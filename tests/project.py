@@ -26,7 +26,13 @@ def tiny_params(model: Path, texts: Path) -> dict:
             },
         },
         "prepare": {"window_tokens": 16, "calibration_windows": 12, "evaluation_windows": 5, "seed": 0},
-        "collect": {"dtype": "float32", "documents_per_batch": 5},
+        "collect": {
+            "dtype": "float32",
+            "documents_per_batch": 5,
+            "profile": "full",
+            "classes": 10,
+            "topics": {"micro_topics": 8, "iterations": 4, "seed": 0},
+        },
         "recipes": {"wanda": {"attention": WANDA, "mlp": WANDA}, "hybrid": {"attention": WANDA, "mlp": TFIDF}},
         "patterns": {
             "50pct": {"rule": "unstructured", "sparsity": 0.5},

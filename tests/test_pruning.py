@@ -82,7 +82,7 @@ def test_a_term_alone_ranks_where_it_varies():
 
 
 def test_bad_terms_are_refused():
-    part = {"weight_exp": 1.0, "weight_multi": 1.0}
+    part = {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}
     with pytest.raises(NotFiniteError, match="m: 1 of 6 scores are negative"):
         weight_scores("m", WEIGHT, {"m.column_term": vector(-2, 0, 0)}, part, "row")
     with pytest.raises(MismatchError, match=r"m: weight is \(2, 3\), a factor has 3 channels"):
@@ -90,7 +90,9 @@ def test_bad_terms_are_refused():
 
 
 def test_a_negative_zero_does_not_outrank_everything():
-    scores = weight_scores("m", WEIGHT, {"m.row": vector(-0.0, 1)}, {"weight_exp": 1.0, "weight_multi": 1.0}, "module")
+    scores = weight_scores(
+        "m", WEIGHT, {"m.row": vector(-0.0, 1)}, {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}, "module"
+    )
     assert not np.signbit(scores).any()
 
 

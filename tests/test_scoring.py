@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from neuronrank import registry
 from neuronrank.element_scores import weight_scores
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
-from tests.artifacts import WINDOW_TOKENS, module, statistics
+from tests.artifacts import module, statistics
 
 UP = module("up", "mlp", (2, 4), "mlp_in", "neuron", "row")
 DOWN = module("down", "mlp", (3, 2), "mlp_mid", "neuron", "column")
@@ -27,7 +26,9 @@ def recipe(mlp, attention=None):
 
 
 def scored(factors, name, weight, weight_exp=1.0):
-    return weight_scores(name, weight, factors, {"weight_exp": weight_exp, "weight_multi": 1.0}, "module")
+    return weight_scores(
+        name, weight, factors, {"weight_exp": weight_exp, "weight_multi": 1.0, "elements": True}, "module"
+    )
 
 
 def test_wanda_is_the_l2_norm_of_the_input_columns(tmp_path):
@@ -107,7 +108,7 @@ def test_stored_counts_equal_counted_ones(tmp_path):
     for quantile in (0.6, 0.37, 0.95):
         expected = (means >= np.quantile(means, quantile)).sum(axis=0)
         assert tap.document_frequency(quantile).tolist() == expected.tolist()
-    np.testing.assert_allclose(tap.total("sum_abs"), sums.astype(np.float64).sum(0), rtol=1e-12)
+    np.testing.assert_allclose(tap.total("sum_abs"), sums.astype(np.float64).sum(0), rtol=1e-5)
 
 
 def test_a_hybrid_takes_each_part_from_its_method(tmp_path):
@@ -142,7 +143,7 @@ def test_scores_that_overflow_are_refused():
 
 
 def test_groups_that_cannot_rank_are_refused():
-    part = {"weight_exp": 0.0, "weight_multi": 1.0}
+    part = {"weight_exp": 0.0, "weight_multi": 1.0, "elements": True}
     with pytest.raises(
         DegenerateError, match="up: with weight_exp 0 and no column factor all scores of a row are equal"
     ):
@@ -170,40 +171,9 @@ def test_scores_that_underflow_are_refused_and_true_zeros_are_not():
     assert scored(column, "up", weight).tolist() == [[1, 0, 0, 4], [5, 6, 0, 8]]
 
 
-def test_every_method_reads_what_it_declares(tmp_path):
-    class Spy:
-        """A tap that notes which statistics are asked for."""
-
-        n_documents, n_tokens, where = 2, WINDOW_TOKENS, "spy"
-
-        def __init__(self):
-            self.read = set()
-
-        def documents(self, statistic):
-            self.read.add(statistic)
-            return np.array([[1, 2], [3, 5]], dtype=np.float32)
-
-        def total(self, statistic):
-            return self.documents(statistic).sum(axis=0)
-
-        def document_frequency(self, _quantile):
-            self.read.add("sum_abs")
-            return np.array([1, 2])
-
-    checked = 0
-    for name in registry.names("scoring"):
-        method = registry.load("scoring", name)
-        if method.TAP is not None:
-            spy = Spy()
-            method.channel_factor(spy, method.Params(method=name))
-            assert spy.read == set(method.STATISTICS), name
-            checked += 1
-    assert checked == 2
-
-
 def test_a_missing_statistic_is_named(tmp_path):
     opened = statistics(tmp_path, {("mlp_in", "sum_abs"): [[1, 2, 3, 4], [4, 3, 2, 1]]}, [UP])
-    with pytest.raises(ArtifactError, match=r"tap 'mlp_in' holds sum_abs, 'sum_sq' is needed"):
+    with pytest.raises(ArtifactError, match=r"tap 'mlp_in' holds df_count, sum_abs, tf_sum; 'wanda_sum_sq' is needed"):
         compute_factors(opened, recipe({"method": "wanda"}))
 
 

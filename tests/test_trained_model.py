@@ -27,7 +27,7 @@ LAYERS = [0, 14, 29]
 TOLERANCE = 1e-4
 WANDA = {"method": "wanda"}
 TFIDF = {"method": "neuronrank_tfidf"}
-PLAIN = {"weight_exp": 1.0, "weight_multi": 1.0}
+PLAIN = {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}
 TAP_OF = {"q": "q_out", "k": "k_out", "v": "v_out", "o": "attn_ctx", "gate": "neuron", "up": "neuron", "down": "neuron"}
 INPUT_OF = {
     "q": "attn_in",

@@ -4,7 +4,7 @@
 |------------|----------------------------------------------------------------------------------------------------|
 | `lean`     | totals over all documents and counts; no document axis, no sketches, classes or topics             |
 | `standard` | what the methods need at any setting: sums per document, sketches, class moments, topic sums       |
-| `full`     | every sum of every tap per document and per topic, sketches of every tap, and the `gate_pre` tap    |
+| `full`     | every sum of every tap per document and topic, sketches of every tap, the `gate_pre` tap; unrounded |
 """
 
 from collections.abc import Mapping
@@ -35,6 +35,8 @@ class Profile:
     """Taps with moments of every token class."""
     topical: Kept = field(default_factory=dict)
     """tap -> sums kept for every micro-topic."""
+    rounded: bool = True
+    """Floats are rounded to the bits that `statistics_schema` states, so that they compress."""
 
     @property
     def taps(self) -> frozenset[str]:
@@ -71,6 +73,7 @@ PROFILES: Mapping[ProfileName, Profile] = {
         signed=frozenset(_ALL_TAPS),
         classed=frozenset({"neuron"}),
         topical=dict.fromkeys(_ALL_TAPS, ("sum", "sum_abs", "max_abs")),
+        rounded=False,
     ),
 }
 

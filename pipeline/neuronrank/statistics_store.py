@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import check_schema, read_header, read_json, read_tensors
-from neuronrank.profiles import smallest_with
+from neuronrank.profiles import PROFILES, smallest_with
 from neuronrank.statistics_schema import SCHEMA
 from neuronrank.tap_statistics import TapStatistics
 
@@ -137,13 +137,15 @@ class Statistics:
 
     def _why_missing(self, tap: str, name: str) -> str:
         profile, collect = self.manifest["profile"], self.manifest["collect"]
-        told = f"profile {profile!r} holds no {tap}/{name}"
-        smallest = smallest_with(tap, name)
         if name.startswith("class") and not collect.get("classes", 1):
-            return "collected without token classes; set collect.classes"
+            return f"{tap}/{name} is needed; it was collected with collect.classes: 0, raise it"
         if (name.startswith("topic") or tap == "topics") and not collect.get("topics", {}).get("micro_topics", 1):
-            return "collected without topics; set collect.topics.micro_topics"
-        return f"{told}; set collect.profile: {smallest}" if smallest not in (None, profile) else told
+            return f"{tap}/{name} is needed; it was collected with collect.topics.micro_topics: 0, raise it"
+        known, smallest = list(PROFILES), smallest_with(tap, name)
+        if smallest and known.index(smallest) > known.index(profile):
+            return f"profile {profile!r} keeps no {tap}/{name}, which is needed. Set collect.profile: {smallest}"
+        held = ", ".join(self.manifest["arrays"].get(tap, [])) or "nothing"
+        return f"tap {tap!r} holds {held}; {name!r} is needed"
 
     def _read(self, array: Any, layers: slice) -> NDArray[Any]:
         try:

@@ -90,7 +90,7 @@ class StatisticsWriter:
         """Round, add totals and derived arrays, and drop the document sums that the profile does not keep."""
         kept: dict[tuple[str, str], NDArray[Any]] = {}
         for (group, name), values in arrays.items():
-            bits = ARRAYS[name].kept_bits
+            bits = ARRAYS[name].kept_bits if PROFILES[self._profile].rounded else None
             rounded = values if bits is None else round_mantissa(values, bits)
             if name in TOTALS:
                 kept[group, TOTALS[name]] = (

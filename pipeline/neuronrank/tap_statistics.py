@@ -100,7 +100,7 @@ class TapStatistics:
         count = self._read_whole("sketch_count")
         return MagnitudeSketch(count, self._read("sketch_octave_sum_abs").astype(np.float64))
 
-    def n_below(self, edge: NDArray[np.int64]) -> NDArray[np.int64]:
+    def n_below(self, edge: int) -> NDArray[np.int64]:
         """Return (C,) counts of tokens with a < -EDGES[edge].
 
         Raises:
@@ -108,10 +108,9 @@ class TapStatistics:
             MismatchError: fewer documents were asked for than were counted.
         """
         lowest = self._read_whole("total_min")
-        if (lowest >= -EDGES[edge]).all():
+        if lowest.min() >= -EDGES[edge]:
             return np.zeros(len(lowest), dtype=np.int64)
-        count = self._read("sketch_negative_count")
-        return MagnitudeSketch(count, np.zeros((len(count), 1))).count_above(edge)
+        return np.asarray(self._read("sketch_negative_count")[:, edge + 1 :].sum(axis=1))
 
     def classes(self, n: int) -> ClassMoments:
         """Return the moments of the n most frequent token classes and of all other tokens.

@@ -75,5 +75,5 @@ def _n_active(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     if params.theta == 0:
         return tap.n_positive().astype(np.float64)
     edge = nearest_edge(np.array([abs(params.theta)]))
-    n_below = tap.n_below(edge)
+    n_below = tap.n_below(int(edge[0]))
     return (tap.sketch().count_above(edge) - n_below if params.theta > 0 else tap.n - n_below).astype(np.float64)

@@ -27,6 +27,7 @@ from neuronrank.tap_statistics import TapStatistics
 PARTS = ("attention", "mlp")
 READS = "sum_abs of neurons per document or per topic; with axis: input, of inputs; sketch when spikiness_exp is not 0"
 DEFAULT_GROUP = "module"
+_GROUPS = {"doc": "documents", "topic": "topics"}
 
 
 class Params(SampledParams, ThresholdParams, SpikinessParams):
@@ -59,7 +60,7 @@ def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
         frequency, n_active, n_groups = _by_document(tap, params) if params.mode == "doc" else _by_topic(tap, params)
         factor = frequency**params.tf_exp
         if params.idf_exp != 0:
-            require_varying(n_active, tap.where, f"{n_groups} {params.mode}s")
+            require_varying(n_active, tap.where, f"{n_groups} {_GROUPS[params.mode]}")
             factor = factor * (np.log((n_groups + 1) / (n_active + 1)) + 1) ** params.idf_exp
     if params.spikiness_exp != 0:
         factor = factor * spikiness(tap, params) ** params.spikiness_exp

@@ -51,6 +51,6 @@ class Accumulator:
 def add_plain(statistic: str, x: Tensor, group: Tensor, found: Tensor) -> None:
     """Add x, (tokens, C), to the sums or maxima (G, C) of each token's group."""
     if statistic == "max_abs":
-        found.index_reduce_(0, group, x.abs(), "amax")
+        found.scatter_reduce_(0, group[:, None].expand_as(x), x.abs(), "amax")
     else:
         found.index_add_(0, group, (x if statistic == "sum" else x.abs()).double())
