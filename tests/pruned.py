@@ -16,7 +16,7 @@ from neuronrank.patterns import read_pattern
 from neuronrank.pruning import iter_masks, pruned_head
 from tests.conftest import tiny_config
 
-PLAIN = {"default_group": "module", "weight_exp": 1.0, "weight_multi": 1.0, "params": {}}
+PLAIN = {"default_group": "module", "elements": True, "weight_exp": 1.0, "weight_multi": 1.0, "params": {}}
 
 
 def make_model(directory: Path, tokenizer_of: Path, shard: str = "20KB", **changes) -> ModelArtifact:

@@ -65,14 +65,14 @@ def test_a_score_is_a_product_and_two_terms():
         "m.row_term": vector(1000, 2000),
         "m.column_term": vector(7, 8, 9),
     }
-    part = {"weight_exp": 2.0, "weight_multi": 0.5}
+    part = {"weight_exp": 2.0, "weight_multi": 0.5, "elements": True}
     # 0.5 * [[1, 4, 9], [16, 25, 36]] * rows * columns = [[1, 40, 900], [24, 375, 5400]]
     expected = [[1008, 1048, 1909], [2031, 2383, 7409]]
     assert weight_scores("m", WEIGHT, factors, part, "row").tolist() == expected
 
 
 def test_a_term_alone_ranks_where_it_varies():
-    part = {"weight_exp": 1.0, "weight_multi": 0.0}
+    part = {"weight_exp": 1.0, "weight_multi": 0.0, "elements": True}
     columns = {"m.column_term": vector(3, 1, 2)}
     assert weight_scores("m", WEIGHT, columns, part, "row").tolist() == [[3, 1, 2], [3, 1, 2]]
     rows = {"m.row_term": vector(3, 1)}
