@@ -14,8 +14,8 @@ class ModelParams(Section):
     """What every source understands."""
 
     source: str
-    architecture: str
-    """The model's `config.model_type`, for which `models/` has a file; checked against the model."""
+    architecture: str | None = None
+    """The model's `config.model_type`, checked against the model. The pipeline needs it; `neuronrank run` does not."""
 
 
 class Weights(NamedTuple):
