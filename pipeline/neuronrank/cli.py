@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from neuronrank.errors import NeuronrankError
+from neuronrank.oneshot.command import run
 
 Existing = click.Path(exists=True, path_type=Path)
 
@@ -23,6 +24,9 @@ class _Commands(click.Group):
 @click.version_option(package_name="neuronrank")
 def main() -> None:
     """Calibrate once, ask everything."""
+
+
+main.add_command(run)
 
 
 @main.command()

@@ -55,7 +55,7 @@ def find_output_head(model: ModelArtifact, names: dict[str, Any] | None, untie: 
     if not untie:
         raise MismatchError(
             f"{names['module']}: tied to {embeddings} ({why}), so that pruning it would zero the embeddings. "
-            f"Set lm_head: false, or untie_lm_head: true to prune a copy"
+            f"Leave it dense, or ask for an own copy: untie_lm_head: true (--untie-lm-head)"
         )
     if not missing and model.tensors[own]["sha256"] != model.tensors[embeddings]["sha256"]:
         raise MismatchError(

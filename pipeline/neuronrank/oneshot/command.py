@@ -1,0 +1,109 @@
+"""The command `neuronrank run`: flags as single-script pruners have them, `-` and `_` alike."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from neuronrank.errors import ParamsError
+
+_METHOD_FLAGS: dict[str, tuple[str, Any, str]] = {
+    "weight-exp": ("weight_exp", float, "Exponent of |W|."),
+    "activation-exp": ("activation_exp", float, "Exponent of Wanda's norm."),
+    "tf-exp": ("tf_exp", float, "Exponent of TF."),
+    "idf-exp": ("idf_exp", float, "Exponent of IDF; > 0 favours specialists."),
+    "nr-spikiness-exp": ("spikiness_exp", float, "Exponent of spikiness."),
+    "nr-tfidf-mode": ("mode", click.Choice(["doc", "topic"]), "Count documents or topics."),
+    "nr-tfidf-k": ("topics", int, "Number of topics."),
+    "nr-q-active": ("q_active", float, "Quantile of the pooled activity threshold."),
+    "nr-axis": ("axis", click.Choice(["neuron", "gate_pre", "input"]), "Whose channels TF-IDF counts."),
+    "neuronrank-max-classes": ("classes", int, "Number of token classes."),
+    "neuronrank-token-weight": ("token_weight", float, "Weight of the variance over tokens."),
+    "variance-exp": ("variance_exp", float, "Exponent of the variance."),
+    "variance-multi": ("variance_multi", float, "Multiplier of the variance."),
+    "magnitude-multi": ("magnitude_multi", float, "Multiplier of the magnitude."),
+    "nr-pca-components": ("components", int, "Most principal components."),
+}
+"""Flag -> parameter of the scoring method, its type, and help. In a hybrid they are the MLP method's."""
+
+
+def _method_options(function: Any) -> Any:
+    for flag, (_, kind, text) in reversed(_METHOD_FLAGS.items()):
+        function = click.option(f"--{flag}", type=kind, default=None, help=text)(function)
+    return function
+
+
+@click.command(context_settings={"token_normalize_func": lambda token: token.replace("_", "-")})
+@click.option("--model", required=True, help="A Hugging Face directory, a .gguf file, or organisation/name@commit.")
+@click.option("--prune-method", required=True, help="A method of `neuronrank methods`, or hybrid.")
+@click.option("--sparsity-ratio", type=float, help="Share to remove; 0.5 unless an n:m pattern says it.")
+@click.option("--sparsity-type", help="unstructured, structured, or n:m (n of every m are kept).")
+@click.option("--use-variant", "--use-variance", "use_variant", is_flag=True, help="Wanda's variant of the mask rule.")
+@click.option("--group", type=click.Choice(["row", "module", "layer", "global"]), help="What a weight competes with.")
+@click.option("--nsamples", type=click.IntRange(min=1), default=128, show_default=True, help="Calibration windows.")
+@click.option("--seqlen", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of each window.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draw and of topics.")
+@click.option("--text", help="Files to calibrate on (a glob); Wikipedia articles when absent.")
+@click.option("--eval-text", help="Files to measure perplexity on; other Wikipedia articles when absent.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--profile", type=click.Choice(["lean", "standard", "full"]), default="standard", show_default=True)
+@click.option("--pruning-last", type=click.IntRange(min=1), help="Prune only the MLPs of the last so many layers.")
+@click.option("--nr-include-attention", "include_attention", is_flag=True, help="Prune attention as well.")
+@click.option("--nr-skip-attention", "skip_attention", is_flag=True, help="Leave attention dense.")
+@click.option("--nr-skip-mlp", "skip_mlp", is_flag=True, help="Leave the MLP dense.")
+@click.option("--nr-prune-lm-head", "prune_lm_head", is_flag=True, help="Prune the output head by magnitude.")
+@click.option("--untie-lm-head", is_flag=True, help="Prune a copy of a head that is tied to the embeddings.")
+@click.option("--hybrid-mlp-method", help="neuronrank_tfidf or neuronrank_old.")
+@click.option("--preset", help="Of neuronrank_tfidf: conservative, balanced or aggressive.")
+@click.option("--threshold", help="A number: theta of neuronrank_old. Or pooled, relative, sign.")
+@_method_options
+@click.option("--nr-mahalanobis-pooled", is_flag=True, help="Divide by the total variance.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other parameter of the method.")
+@click.option("--save", type=click.Path(path_type=Path), help="Directory for mask, factors and summary.json.")
+@click.option("--save-model", type=click.Path(path_type=Path), help="Directory for the pruned model.")
+@click.option("--statistics", type=click.Path(exists=True, path_type=Path), help="A statistics artifact to use.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where statistics are kept between runs.")
+@click.option("--eval-perplexity", is_flag=True, help="Measure perplexity, dense and pruned.")
+@click.option("--eval-zero-shot", is_flag=True, help="Measure the usual seven zero-shot tasks (extra `zeroshot`, hub).")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON on standard output.")
+def run(**options: Any) -> None:
+    """Prune a model in one command; statistics are collected once and reused by later runs.
+
+    Example: neuronrank run --model artifacts/model --prune-method wanda --sparsity-ratio 0.5 --nsamples 16
+    """
+    from neuronrank.oneshot.execution import Outputs, execute
+    from neuronrank.oneshot.request import Flags, read_request
+
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    given = {name: options.pop(flag.replace("-", "_")) for flag, (name, _, _) in _METHOD_FLAGS.items()}
+    method_params = {name: value for name, value in given.items() if value is not None}
+    if options.pop("nr_mahalanobis_pooled"):
+        method_params["pooled"] = True
+    for setting in options.pop("settings"):
+        name, value = _setting(setting)
+        method_params[name] = value
+    outputs = Outputs(
+        save=options.pop("save"),
+        save_model=options.pop("save_model"),
+        statistics=options.pop("statistics"),
+        cache=options.pop("cache_dir"),
+        perplexity=options.pop("eval_perplexity"),
+        zero_shot=options.pop("eval_zero_shot"),
+    )
+    as_json = options.pop("as_json")
+    summary = execute(read_request(Flags(**options, method_params=method_params)), outputs)
+    if as_json:
+        click.echo(json.dumps(summary, indent=2, sort_keys=True))
+
+
+def _setting(setting: str) -> tuple[str, Any]:
+    from neuronrank.oneshot.request import parsed
+
+    name, equals, value = setting.partition("=")
+    if not equals:
+        raise ParamsError(f"--set {setting!r}: expected NAME=VALUE, for example --set smooth=true")
+    return name.replace("-", "_"), parsed(value)

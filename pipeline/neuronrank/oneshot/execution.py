@@ -1,0 +1,146 @@
+"""Run a request: statistics, factors, mask, and what is saved and measured of it."""
+
+import json
+import logging
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+
+from neuronrank.checkpoint import ModelArtifact, open_model
+from neuronrank.compact import export_compact
+from neuronrank.errors import SourceError
+from neuronrank.export import export_model
+from neuronrank.fetching import fetch_model
+from neuronrank.files import canonical_json, output_directory, sha256_text, write_json
+from neuronrank.mask_store import MaskFile
+from neuronrank.masking import make_masks
+from neuronrank.oneshot.calibration import Scored, scored_statistics
+from neuronrank.oneshot.request import Request
+from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
+from neuronrank.score_store import write_scores
+from neuronrank.scores import score_header
+
+log = logging.getLogger("neuronrank")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a run leaves beside its log."""
+
+    save: Path | None = None
+    """Directory for the mask, the factors and `summary.json`."""
+    save_model: Path | None = None
+    """Directory for the pruned model; neurons of a structured mask are cut out."""
+    statistics: Path | None = None
+    """A statistics artifact to use."""
+    cache: Path | None = None
+    """Where statistics and windows are kept between runs."""
+    perplexity: bool = False
+    """Measure perplexity, dense and pruned."""
+    zero_shot: bool = False
+    """Measure the usual seven zero-shot tasks of the pruned model."""
+
+
+def default_cache() -> Path:
+    """Return where statistics are kept between runs unless told otherwise."""
+    return Path(platformdirs.user_cache_path("neuronrank")) / "run"
+
+
+def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
+    """Run a request.
+
+    Returns:
+        The summary, as `summary.json` holds it: request, calibration, counts of modules and parts, realised sparsity,
+        seconds, and what was measured.
+
+    Raises:
+        SourceError: an output directory exists already, or model or text cannot be had.
+        NeuronrankError: see the stages.
+    """
+    for wanted in (outputs.save, outputs.save_model):
+        if wanted and wanted.exists() and any(wanted.iterdir()):
+            raise SourceError(f"{wanted}: already exists and is not empty; choose another place or delete it first")
+    cache = outputs.cache or default_cache()
+    model = _model(request, cache)
+    windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
+    begin = time.perf_counter()
+    scored = scored_statistics(model, windows, request, cache / "statistics", outputs.statistics)
+    seconds = {"collect": scored.collect_seconds, "score": time.perf_counter() - begin - scored.collect_seconds}
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "mask.safetensors"
+        begin = time.perf_counter()
+        header = score_header(scored.statistics, request.name, scored.recipe)
+        made = make_masks(model, scored.factors, header, request.pattern, "run", path)
+        seconds["prune"] = time.perf_counter() - begin
+        masks = MaskFile(path)
+        summary = {
+            "method": request.name,
+            "parts": header["parts"],
+            "pattern": masks.header["pattern"],
+            "model": header["model"],
+            "calibration": {**_calibration(scored), "forward_pass": not scored.reused},
+            "sparsity": made["sparsity"],
+            "part_counts": made["parts"],
+            "modules": made["modules"],
+            "measured": _measured(model, request, masks, outputs),
+            "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        }
+        if outputs.save_model:
+            export = export_compact if request.pattern.rule.RANKS == "neurons" else export_model
+            export(model, masks, outputs.save_model)
+            log.info("pruned model: %s", outputs.save_model)
+        if outputs.save:
+            with output_directory(outputs.save) as partial:
+                (partial / "mask.safetensors").write_bytes(path.read_bytes())
+                write_scores(partial / "scores.safetensors", scored.factors, header)
+                write_json(partial / "summary.json", summary)
+            log.info("mask, factors and summary: %s", outputs.save)
+    return summary
+
+
+def _model(request: Request, cache: Path) -> ModelArtifact:
+    """Fetch and describe the model anew each time: its files may have changed."""
+    directory = cache / "models" / sha256_text(canonical_json(request.model))[:16]
+    description = fetch_model(request.model, directory)
+    log.info("model: %s, fingerprint %s", json.dumps(request.model), description["fingerprint"][:16])
+    return open_model(directory)
+
+
+def _calibration(scored: Scored) -> dict[str, Any]:
+    manifest = scored.statistics.manifest
+    described = {key: value for key, value in manifest["calibration"].items() if key != "origins"}
+    return {**described, "statistics": str(scored.statistics.directory), "profile": manifest["profile"]}
+
+
+def _measured(model: ModelArtifact, request: Request, masks: MaskFile, outputs: Outputs) -> dict[str, Any]:
+    """Measure the pruned model in memory, as far as it was asked for."""
+    if not (outputs.perplexity or outputs.zero_shot):
+        return {}
+    from transformers import AutoTokenizer
+
+    from neuronrank.comparison import perplexity
+    from neuronrank.evaluation import apply_masks_, load_model, window_losses
+    from neuronrank.zero_shot import ZeroShotParams, evaluate_tasks, load_tasks
+
+    options = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
+    tasks = load_tasks(options)  # before the model is loaded: what is missing is told at once
+    texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if outputs.perplexity else {}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = load_model(model, getattr(torch, request.collect["dtype"]), device)
+    found: dict[str, Any] = {}
+    for state in ("dense", "pruned"):
+        if state == "pruned":
+            apply_masks_(network, masks)
+        for name, windows in texts.items():
+            value = perplexity(window_losses(network, windows.token_ids, 4, lambda _n: None))
+            found.setdefault("perplexity", {}).setdefault(name, {})[state] = round(value, 4)
+            log.info("perplexity of the %s model on %s: %.4f", state, name, value)
+    if tasks:
+        tokenizer = AutoTokenizer.from_pretrained(model.weights_directory, trust_remote_code=False)
+        found["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options)
+    return found

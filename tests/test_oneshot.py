@@ -1,0 +1,219 @@
+"""`neuronrank run` on the tiny model: flags, reuse of statistics, what is left behind, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForCausalLM
+
+from neuronrank import registry
+from neuronrank.cli import main
+from neuronrank.mask_store import MaskFile
+from neuronrank.oneshot.request import Flags, read_request
+from neuronrank.presets import ALIASES
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Statistics that the runs of this file share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def run(tiny_model, tiny_texts, cache):
+    """Run a command line on the tiny model and its text."""
+
+    def invoke(*flags, model=tiny_model, cache=cache):
+        text = str(tiny_texts / "calibration.jsonl")
+        common = [
+            "--model",
+            str(model),
+            "--text",
+            text,
+            "--seqlen",
+            "16",
+            "--dtype",
+            "float32",
+            "--cache_dir",
+            str(cache),
+        ]
+        samples = [] if "--nsamples" in flags else ["--nsamples", "12"]
+        return CliRunner().invoke(main, ["run", *common, *samples, *flags])
+
+    return invoke
+
+
+def refused(result, *messages):
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit), result.exception
+    for message in messages:
+        assert message in result.output
+
+
+SMALL = ["--neuronrank-max-classes", "10"]
+BY_CLASS = [
+    name for name in registry.names("scoring") if "classes" in registry.load("scoring", name).Params.model_fields
+]
+
+
+@pytest.mark.parametrize("method", [*(set(registry.names("scoring")) - {"none"}), *ALIASES, "hybrid"])
+def test_every_method_runs_and_realises_the_sparsity(run, tmp_path, method):
+    flags = SMALL if method in BY_CLASS else []
+    flags = [*flags, "--magnitude-multi", "0.5"] if method == "neuronrank_unstructured" else flags
+    done = run("--prune_method", method, "--sparsity_ratio", "0.25", "--save", str(tmp_path / "out"), *flags)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert abs(summary["sparsity"]["selected"] - 0.25) < 0.02
+    masks = MaskFile(tmp_path / "out/mask.safetensors")
+    for entry in summary["modules"]:
+        kept = masks.keep(entry["weight"])
+        assert kept.size - np.count_nonzero(kept) == entry["n_removed"]
+
+
+def test_log_and_summary_count_the_same(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    done = run("--prune_method", "wanda", "--sparsity_type", "1:4", "--save", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "layer 0 self_attn.q_proj: pruned 576/768" in caplog.text  # 32 x 24, three of four removed
+    assert "layer 1 mlp.down_proj: pruned 720/960" in caplog.text
+    assert "total: pruned" in caplog.text
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["part_counts"]["attention"] == {"removed": 3456, "weights": 4608}
+    assert summary["sparsity"]["selected"] == 0.75
+
+
+def test_a_second_run_performs_no_forward_and_says_so(run, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="neuronrank")
+    flags = ["--prune_method", "hybrid", "--idf-exp"]
+    assert run(*flags, "1.5", "--save", str(tmp_path / "one"), cache=tmp_path / "cache").exit_code == 0
+    assert "a forward pass over 12 windows of 16 tokens" in caplog.text
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_a, **_k: pytest.fail("a model was run"))
+    caplog.clear()
+    assert run(*flags, "3.0", "--save", str(tmp_path / "two"), cache=tmp_path / "cache").exit_code == 0
+    assert "calibration: no forward pass, statistics of" in caplog.text
+    one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
+    assert (one["calibration"]["forward_pass"], two["calibration"]["forward_pass"]) == (True, False)
+    assert (tmp_path / "one/mask.safetensors").read_bytes() != (tmp_path / "two/mask.safetensors").read_bytes()
+
+
+def test_fewer_samples_are_taken_from_a_larger_artifact_where_the_method_can(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    assert run("--prune_method", "wanda", cache=tmp_path / "cache").exit_code == 0
+    caplog.clear()
+    assert run("--prune_method", "wanda", "--nsamples", "5", cache=tmp_path / "cache").exit_code == 0
+    assert "no forward pass" in caplog.text
+    caplog.clear()
+    assert run("--prune_method", "neuronrank_old", "--nsamples", "5", cache=tmp_path / "cache").exit_code == 0
+    assert "a forward pass over 5 windows" in caplog.text
+
+
+def test_another_seed_or_text_is_calibrated_anew(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    assert run("--prune_method", "wanda", cache=tmp_path / "cache").exit_code == 0
+    caplog.clear()
+    assert run("--prune_method", "wanda", "--seed", "1", cache=tmp_path / "cache").exit_code == 0
+    assert "a forward pass over 12 windows" in caplog.text
+
+
+def test_the_saved_model_has_the_masked_zeros(run, tmp_path, tiny_model):
+    out, model = tmp_path / "out", tmp_path / "model"
+    done = run("--prune_method", "wanda", "--save", str(out), "--save_model", str(model))
+    assert done.exit_code == 0, done.output
+    pruned = AutoModelForCausalLM.from_pretrained(model).state_dict()
+    dense = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    masks = MaskFile(out / "mask.safetensors")
+    for name in masks.weights:
+        keep = torch.from_numpy(masks.keep(name))
+        assert torch.equal(pruned[name], dense[name] * keep)
+
+
+def test_a_structured_model_is_smaller(run, tmp_path):
+    model = tmp_path / "model"
+    done = run("--prune_method", "neuronrank_old", "--sparsity_type", "structured", "--save_model", str(model))
+    assert done.exit_code == 0, done.output
+    assert AutoModelForCausalLM.from_pretrained(model).config.intermediate_size == 20
+
+
+def test_perplexity_is_measured_on_request(run, tiny_texts, tmp_path):
+    flags = ["--prune_method", "magnitude", "--eval_perplexity", "--eval-text", str(tiny_texts / "wiki.jsonl")]
+    done = run(*flags, "--save", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    measured = json.loads((tmp_path / "out/summary.json").read_text())["measured"]["perplexity"]["text"]
+    assert set(measured) == {"dense", "pruned"}
+    assert measured["dense"] != measured["pruned"]
+
+
+def test_a_tied_head_is_refused_unless_untied_on_request(run, tmp_path):
+    refused(run("--prune_method", "wanda", "--nr-prune-lm-head"), "lm_head: tied to model.embed_tokens.weight")
+    done = run("--prune_method", "wanda", "--nr-prune-lm-head", "--untie-lm-head", "--save", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "lm_head" in json.loads((tmp_path / "out/summary.json").read_text())["part_counts"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["wnada"], "--prune_method 'wnada': unknown, did you mean 'wanda'?"),
+        (["wanda", "--tf-exp", "2"], "--prune_method wanda: has no parameter 'tf_exp'; it has: weight_exp"),
+        (["wanda", "--sparsity_type", "2-4"], "--sparsity_type '2-4': expected unstructured, structured or n:m"),
+        (["wanda", "--sparsity_type", "2:4", "--sparsity_ratio", "0.6"], "removes 0.5, sparsity says 0.6"),
+        (["wanda", "--sparsity_type", "structured"], "method 'wanda' has no neuron score"),
+        (["neuronrank", "--sparsity_type", "unstructured", *SMALL], "neuronrank ranks whole neurons"),
+        (["wanda", "--sparsity_ratio", "1.5"], "--sparsity_type.sparsity: found 1.5"),
+        (["wanda", "--hybrid-mlp-method", "neuronrank_old"], "only with --prune_method hybrid"),
+        (["wanda", "--preset", "balanced"], "presets are of neuronrank_tfidf"),
+        (["neuronrank_tfidf", "--preset", "mild"], "known: conservative, balanced, aggressive"),
+        (["wanda_idf", "--threshold", "0.1"], "a number is the theta of neuronrank_old"),
+        (["wanda", "--set", "smooth"], "expected NAME=VALUE"),
+        (["wanda_idf", "--set", "smoth=true"], "has no parameter 'smoth'"),
+        (["wanda", "--nr-include-attention", "--nr-skip-attention"], "contradict each other"),
+        (["neuronrank_tfidf", "--nr-tfidf-mode", "topic", "--nr-tfidf-k", "1000"], "there are 192 calibration tokens"),
+        (["wanda", "--pruning_last", "3"], "pruning_last 3: the model has 2 layers"),
+        (["wanda", "--nsamples", "100000"], "100000 were asked for"),
+    ],
+)
+def test_bad_flags_are_named(run, flags, message):
+    refused(run("--prune_method", *flags), message)
+
+
+def test_a_model_that_is_not_there(run):
+    refused(run("--prune_method", "wanda", model="nowhere"), "--model nowhere: no such directory or .gguf file")
+
+
+def test_an_output_that_exists_is_kept(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("kept")
+    refused(run("--prune_method", "wanda", "--save", str(tmp_path / "out")), "already exists and is not empty")
+    assert (tmp_path / "out/mine.txt").read_text() == "kept"
+
+
+def test_statistics_that_are_named_must_fit(run, finished_project):
+    given = ["--statistics", str(finished_project.statistics)]
+    refused(run("--prune_method", "wanda", "--nsamples", "3", "--seed", "9", *given), "collected on other text")
+
+
+def test_flags_become_the_sections_of_params():
+    request = read_request(
+        Flags(
+            model=".",
+            prune_method="neuronrank_last",
+            sparsity_ratio=0.8,
+            pruning_last=3,
+            threshold="0.25",
+            method_params={"weight_exp": 1.5, "tf_exp": 1.0, "idf_exp": 2.0},
+        )
+    )
+    mlp = request.recipe["mlp"].params
+    assert (mlp.method, mlp.weight_exp, mlp.tf_exp, mlp.idf_exp) == ("neuronrank_old", 1.5, 1.0, 2.0)
+    assert (mlp.threshold, mlp.theta) == ("theta", 0.25)
+    assert request.recipe["attention"].params.method == "none"
+    assert request.pattern.params.pruning_last == 3
+    assert (request.pattern.params.sparsity, request.pattern.params.attention) == (0.8, False)
+
+
+def test_a_preset_gives_way_to_an_exponent():
+    flags = Flags(model=".", prune_method="hybrid", preset="aggressive", method_params={"idf_exp": 0.5})
+    mlp = read_request(flags).recipe["mlp"].params
+    assert (mlp.weight_exp, mlp.tf_exp, mlp.idf_exp) == (0.5, 1.0, 0.5)
