@@ -1,4 +1,4 @@
-.PHONY: demo test test-slow lint check clean setup
+.PHONY: demo table test test-slow lint check clean setup
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -8,6 +8,10 @@ demo: setup ## fetch a trained model and text, run the whole pipeline, print the
 	neuronrank check
 	dvc repro
 	cat artifacts/report/table.md
+
+table: setup ## every method from one artifact: docs/RESULTS.md
+	dvc repro prepare
+	neuronrank table --results docs/results.json --document docs/RESULTS.md
 
 test: setup ## unit and end-to-end tests
 	pytest -m "not slow"

@@ -1,11 +1,15 @@
 """The `neuronrank` command: what is not a DVC stage."""
 
+import os
 from pathlib import Path
 
 import click
 
 from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
+
+# Threads that spin while they wait take the cores from the compiled loops between two torch calls.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Existing = click.Path(exists=True, path_type=Path)
 
@@ -69,3 +73,29 @@ def check(params: Path) -> None:
 
     n_recipes, n_patterns = check_params(params)
     click.echo(f"{params}: sound; {n_recipes} recipes, {n_patterns} patterns")
+
+
+@main.command()
+@click.option("--model", type=Existing, default="artifacts/model", show_default=True, help="What fetch left.")
+@click.option("--tokens", type=Existing, default="artifacts/tokens", show_default=True, help="What prepare left.")
+@click.option("--params", type=Existing, default="params.yaml", show_default=True, help="Parameter file.")
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
+@click.option("--document", type=Existing, help="Markdown file whose marked table is replaced.")
+def table(model: Path, tokens: Path, params: Path, results: Path, document: Path | None) -> None:
+    """Collect once, then score, prune and evaluate every recipe with every pattern.
+
+    Example: neuronrank table --results docs/results.json --document docs/RESULTS.md
+    """
+    from neuronrank.checkpoint import open_model
+    from neuronrank.files import write_json
+    from neuronrank.method_table import measure_all, render, replace_table
+    from neuronrank.params import read_params
+    from neuronrank.windows import read_windows
+
+    evaluation = {path.stem: read_windows(path) for path in sorted((tokens / "evaluation").glob("*.safetensors"))}
+    calibration = read_windows(tokens / "calibration/windows.safetensors")
+    result = measure_all(open_model(model), calibration, evaluation, read_params(params), click.echo)
+    write_json(results, result)
+    if document:
+        replace_table(document, render(result))
+    click.echo(render(result))

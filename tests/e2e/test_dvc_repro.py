@@ -104,7 +104,7 @@ def test_an_exponent_runs_its_recipe_from_score_on(repository):
 def test_a_scoring_file_runs_the_recipes_that_use_it(repository):
     scoring = repository.root / "pipeline/neuronrank/scoring/neuronrank_tfidf.py"
     source = scoring.read_text()
-    changed = source.replace("+ 1)) + 1\n", "+ 1)) + 2\n")
+    changed = source.replace("(n_active + 1)) + 1)", "(n_active + 1)) + 2)")
     assert changed != source
     scoring.write_text(changed)
     assert repository.repro() == {"score@hybrid", "prune@hybrid-50pct", "eval@hybrid-50pct", "report"}
