@@ -65,3 +65,15 @@ def check(params: Path) -> None:
 
     n_recipes, n_patterns = check_params(params)
     click.echo(f"{params}: sound; {n_recipes} recipes, {n_patterns} patterns")
+
+
+@main.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List every scoring method, or explain one: its formula, source, parameters and presets.
+
+    Example: neuronrank methods neuronrank_tfidf
+    """
+    from neuronrank.describing_methods import method_description, methods_table
+
+    click.echo("\n".join(methods_table() if name is None else method_description(name)))
