@@ -343,6 +343,8 @@ def test_size_reads_a_models_config_and_marks_what_is_not_measured(finished_proj
     assert "not measured" not in full
     assert "At most: not measured in the artifact given, taken as raw: document sums" in shown.split("\nfull")[0]
     assert "bfloat16 weights: 12852.5 MiB" in run("size")
+    more_layers = run("size", "--config", tiny_model / "config.json", "--layers", 2000, "--vocab", 65)
+    assert f"bfloat16 weights: {2 * (2000 * 5232 + 65 * 24 + 24) / 2**20:.1f} MiB" in more_layers
     damaged = tmp_path / "config.json"
     damaged.write_text("hidden_size: 8")
     assert "not valid JSON" in run("size", "--config", damaged, code=1)

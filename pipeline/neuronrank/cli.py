@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from neuronrank.errors import NeuronrankError
 
@@ -102,7 +103,7 @@ def _numbers(command: click.Command) -> click.Command:
 
 @_numbers
 @main.command()
-@click.option("--config", type=Existing, help="A model's config.json, in place of its numbers.")
+@click.option("--config", type=Existing, help="A model's config.json; numbers given beside it go first.")
 @click.option("--like", type=Existing, help="A statistics artifact: estimate the size as stored from what it takes.")
 @click.option("--gram", is_flag=True, help="With Gram matrices.")
 @click.option("--tied", is_flag=True, help="The output head is the embeddings; --config says so itself.")
@@ -113,7 +114,10 @@ def size(config: Path | None, like: Path | None, **numbers: int) -> None:
     """
     from neuronrank.sizing import Sizes, measure, read_config, size_lines
 
-    sizes = Sizes(**(numbers | (read_config(config) if config else {})))
+    context = click.get_current_context()
+    given = {name for name in numbers if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    stated = read_config(config) if config else {}
+    sizes = Sizes(**(numbers | {name: value for name, value in stated.items() if name not in given}))
     click.echo("\n".join(size_lines(sizes, measure(like) if like else None)))
 
 
