@@ -90,8 +90,8 @@ def wanda_select(layer: Layer, role: str, p: dict, idf_exp: float, spikiness_exp
 
 
 def merged(centroids: np.ndarray, k: int) -> np.ndarray:
-    """Micro-topic -> topic: average linkage of cosine distances, cut into k."""
-    return cut_tree(linkage(centroids.astype(np.float64), "average", "cosine"), n_clusters=k)[:, 0]
+    """Micro-topic -> topic: Ward's linkage, cut into k."""
+    return cut_tree(linkage(centroids.astype(np.float64), "ward"), n_clusters=k)[:, 0]
 
 
 def group_means(layer: Layer, x: np.ndarray, p: dict) -> tuple[np.ndarray, np.ndarray]:

@@ -82,6 +82,9 @@ FILES = {
     "losses.py": {"torch", "transformers"},
     "documents.py": {"torch", "transformers"},
     "comparison.py": {"torch", "transformers"},
+    "describing_methods.py": {"torch", "transformers", "neuronrank.statistics_store"},
+    "inspecting.py": {"torch", "transformers", "neuronrank.scoring"},
+    "sizing.py": {"torch", "transformers", "neuronrank.scoring"},
     "evaluation.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.scores", "lm_eval"},
     "zero_shot.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.evaluation"},
     "streaming.py": {"neuronrank.scoring", "neuronrank.masks", "neuronrank.evaluation"},
@@ -138,6 +141,7 @@ def test_every_method_and_rule_names_its_source_and_what_differs():
 def test_reading_artifacts_needs_neither_torch_nor_transformers():
     script = (
         "import sys, neuronrank.statistics_store, neuronrank.score_store, neuronrank.mask_store, neuronrank.scores;"
+        "import neuronrank.describing_methods, neuronrank.inspection_text, neuronrank.sizing, neuronrank.topic_report;"
         "from neuronrank import registry; [registry.load('scoring', name) for name in registry.names('scoring')];"
         "sys.exit(int(bool({'torch', 'transformers'} & set(sys.modules))))"
     )

@@ -75,7 +75,7 @@ def test_ci_calls_the_test_command_of_the_readme():
     assert "make test " in README
 
 
-@pytest.mark.parametrize("command", ["export", "check"])
+@pytest.mark.parametrize("command", ["export", "check", "methods", "size", "inspect", "topics"])
 def test_every_command_has_help_with_an_example(command):
     shown = subprocess.run(
         [sys.executable, "-m", "neuronrank", command, "--help"], capture_output=True, text=True, check=True
@@ -90,3 +90,21 @@ def test_the_example_of_reading_an_artifact_runs(finished_project, monkeypatch):
     names: dict = {}
     exec(example, names)
     assert names["tap"].total("sum_abs").shape == (40,)
+
+
+TRAPS = (ROOT / "docs/TRAPS.md").read_text()
+
+
+def test_every_trap_names_tests_that_exist():
+    rows = [line for line in TRAPS.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 16
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", row.split("|")[4])
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
+
+
+def test_every_test_of_a_trap_is_named():
+    for name in re.findall(r"^def (test_\w+)", (ROOT / "tests/test_traps.py").read_text(), re.MULTILINE):
+        assert f"`tests/test_traps.py::{name}`" in TRAPS, name

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
@@ -99,3 +100,89 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     if document:
         replace_table(document, render(result))
     click.echo(render(result))
+
+
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List every scoring method, or explain one: its formula, source, parameters and presets.
+
+    Example: neuronrank methods neuronrank_tfidf
+    """
+    from neuronrank.describing_methods import method_description, methods_table
+
+    click.echo("\n".join(methods_table() if name is None else method_description(name)))
+
+
+_LLAMA_7B = {
+    "hidden": 4096,
+    "intermediate": 11008,
+    "layers": 32,
+    "heads": 32,
+    "kv_heads": 32,
+    "head_dim": 128,
+    "vocab": 32000,
+}
+_CALIBRATION = {"windows": 128, "window_tokens": 2048, "classes": 512, "micro_topics": 128}
+
+
+def _numbers(command: click.Command) -> click.Command:
+    """Add an option for every number that decides the size of an artifact."""
+    for name, value in (_LLAMA_7B | _CALIBRATION).items():
+        lowest = 0 if name in ("classes", "micro_topics") else 1
+        option = "--" + name.replace("_", "-")
+        command.params.append(click.Option([option], type=click.IntRange(lowest), default=value, show_default=True))
+    return command
+
+
+@_numbers
+@main.command()
+@click.option("--config", type=Existing, help="A model's config.json; numbers given beside it go first.")
+@click.option("--like", type=Existing, help="A statistics artifact: estimate the size as stored from what it takes.")
+@click.option("--gram", is_flag=True, help="With Gram matrices.")
+@click.option("--tied", is_flag=True, help="The output head is the embeddings; --config says so itself.")
+def size(config: Path | None, like: Path | None, **numbers: int) -> None:
+    """Tell how large a statistics artifact will be, for every profile; by default of a 7B Llama.
+
+    Example: neuronrank size --config inputs/model/mine/config.json --windows 64 --like artifacts/statistics
+    """
+    from neuronrank.sizing import Sizes, measure, read_config, size_lines
+
+    context = click.get_current_context()
+    given = {name for name in numbers if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    stated = read_config(config) if config else {}
+    sizes = Sizes(**(numbers | {name: value for name, value in stated.items() if name not in given}))
+    click.echo("\n".join(size_lines(sizes, measure(like) if like else None)))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what an artifact holds: statistics (a directory), or a file of scores, masks, losses or token windows.
+
+    Example: neuronrank inspect artifacts/statistics
+    """
+    from neuronrank.files import canonical_json
+    from neuronrank.inspecting import describe
+    from neuronrank.inspection_text import inspection_lines
+
+    found = describe(path)
+    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(inspection_lines(found)))
+
+
+@main.command()
+@click.argument("statistics", type=click.Path(path_type=Path))
+@click.option("--layer", type=int, required=True, help="Which layer, from 0.")
+@click.option("--topics", type=int, help="Merge the micro-topics to so many topics; as collected when left out.")
+@click.option("--model", type=click.Path(path_type=Path), default="artifacts/model", show_default=True)
+@click.option("--examples", type=click.IntRange(0), default=5, show_default=True, help="Tokens shown of each topic.")
+def topics(statistics: Path, layer: int, topics: int | None, model: Path, examples: int) -> None:
+    """Show a layer's topics: how many tokens each has, and those nearest to its centroid, with their context.
+
+    Example: neuronrank topics artifacts/statistics --layer 3 --topics 16
+    """
+    from neuronrank.statistics_store import Statistics
+    from neuronrank.topic_report import read_topics, topic_lines
+
+    opened = Statistics(statistics)
+    click.echo("\n".join(topic_lines(opened, read_topics(opened, layer, topics), model, examples)))

@@ -13,8 +13,11 @@ class VarianceParams(Section):
     """Of the methods that rank by variance."""
 
     variance_exp: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Exponent of V."""
     variance_multi: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Multiplies V^variance_exp."""
     magnitude_multi: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Multiplies the weight: |W_ij|, or the L2 norm of the neuron's gate row."""
     token_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Of the variance over tokens."""
     classes: NonNegativeInt = 512

@@ -30,10 +30,11 @@ class ThresholdParams(Section):
     """What counts as active."""
 
     threshold: Literal["pooled", "relative", "sign"] = "pooled"
+    """Above the quantile q_active of the whole tap; above kappa times the channel's own mean; or a > 0."""
     q_active: float = Field(default=0.6, gt=0, lt=1)
-    """Of `pooled`."""
+    """Of `pooled`: the quantile, over all channels together."""
     kappa: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Of `relative`."""
+    """Of `relative`: how many times the channel's own mean of |a|."""
 
 
 class SpikinessParams(Section):

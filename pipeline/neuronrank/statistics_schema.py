@@ -57,7 +57,7 @@ ARRAYS: Mapping[str, Spec] = {
         ("channel", "bin"), "token", "values of |a| in each bin; neuronrank.sketch.EDGES has the edges"
     ),
     "sketch_negative_count": Spec(("channel", "bin"), "token", "the same, of negative a only"),
-    "sketch_octave_sum_abs": Spec(("channel", "octave"), "activation", "sum of |a| in each octave", kept_bits=10),
+    "sketch_octave_sum_abs": Spec(("channel", "octave"), "activation", "sum of |a| in each octave", kept_bits=8),
     "quantiles": Spec(
         ("quantile", "channel"),
         "activation",
@@ -65,7 +65,7 @@ ARRAYS: Mapping[str, Spec] = {
         stacked=True,
         derived=True,
     ),
-    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=12),
+    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=11),
     "class_sum_sq": Spec(("class", "channel"), "activation^2", "a^2 over the tokens of each class", kept_bits=10),
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=10),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=10),

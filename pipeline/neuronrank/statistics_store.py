@@ -90,7 +90,7 @@ class Statistics:
             ArtifactError: the artifact does not hold this statistic, or its data are corrupt or missing.
         """
         array = self._array(tap, statistic)
-        per_block = max(1, _BLOCK_BYTES // (array.dtype.itemsize * math.prod(array.shape[1:])))
+        per_block = max(1, _BLOCK_BYTES // (max(1, array.dtype.itemsize * math.prod(array.shape[1:]))))
         block, offset = divmod(layer, per_block)
         if self._blocks.get(array.name, (None,))[0] != block:
             values = self._read(array, slice(block * per_block, (block + 1) * per_block))

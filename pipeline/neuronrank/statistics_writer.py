@@ -117,8 +117,9 @@ class StatisticsWriter:
         fill = {"f": math.nan, "i": -1, "u": np.iinfo(dtype).max if dtype.kind == "u" else 0}[dtype.kind]
         # Rounded floats and counts: bit shuffling puts their constant bits side by side.
         codec = BloscCodec(cname="zstd", clevel=6, shuffle="bitshuffle")
-        # A channel's documents are alike: side by side they compress better.
-        filters = [TransposeCodec(order=(0, 2, 1))] if spec and spec.axes == ("document", "channel") else []
+        # The documents and the classes of a channel are alike: side by side they compress better.
+        alike = spec is not None and spec.axes in (("document", "channel"), ("class", "channel"))
+        filters = [TransposeCodec(order=(0, 2, 1))] if alike else []
         array = self._root.create_array(
             path, shape=shape, chunks=chunks, dtype=dtype, fill_value=fill, filters=filters, compressors=[codec]
         )

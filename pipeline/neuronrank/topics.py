@@ -123,11 +123,14 @@ def _nearest(best: NDArray[Any], labels: NDArray[Any], k: int, n_tokens: int) ->
 
 
 def merge_order(centroids: NDArray[np.float32]) -> NDArray[np.int32]:
-    """Return which two clusters merge first, second, … until one is left: average linkage of cosine distances.
+    """Return which two clusters merge first, second, … until one is left: Ward's linkage (Ward 1963).
+
+    Of average linkage of cosines one topic would take most tokens: 66 % of them at 16 topics in the median layer of a
+    trained model, 20 % here.
 
     Returns:
         (K - 1, 2); clusters below K are micro-topics, K + i is what step i made.
     """
     if len(centroids) < 2:
         return np.zeros((0, 2), dtype=np.int32)
-    return np.asarray(linkage(centroids.astype(np.float64), method="average", metric="cosine")[:, :2], dtype=np.int32)
+    return np.asarray(linkage(centroids.astype(np.float64), method="ward")[:, :2], dtype=np.int32)

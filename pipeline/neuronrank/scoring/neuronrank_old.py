@@ -8,8 +8,8 @@ score. Structured: gate-row norm^weight_exp * TF^tf_exp * IDF^idf_exp ranks whol
 
 Source: METHODS section 3.5.
 Differs: a theta other than 0 is rounded to the nearest edge of the sketch's grid, at most 2 % away; unless no a is
-below -|theta| it needs profile `full`. `magnitude` and
-`weight_exp` do not change a structured mask's weight, which is always the gate row's norm.
+below -|theta| it needs profile `full`. `magnitude` does not change a neuron's score: its weight is always the gate
+row's norm.
 """
 
 from typing import Literal
@@ -32,15 +32,19 @@ class Params(WeightedParams):
     """Exponents, threshold and kind of weight."""
 
     tf_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of TF; 0 leaves it out."""
     idf_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of IDF; above 0 favours specialists, below 0 generalists, 0 leaves it out."""
     threshold: Literal["theta", "pooled", "relative", "sign"] = "theta"
+    """What counts as active: a > theta; |a| above the pooled quantile; |a| above kappa times its mean; a > 0."""
     theta: float = Field(default=0.0, allow_inf_nan=False)
     """Of threshold `theta`: a token is active when a > theta."""
     q_active: float = Field(default=0.6, gt=0, lt=1)
-    """Of `pooled`."""
+    """Of `pooled`: the quantile, over all channels together."""
     kappa: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Of `relative`."""
+    """Of `relative`: how many times the channel's own mean of |a|."""
     magnitude: Weight = "element"
+    """|W_ij|; the L2 norm of the module's own weights of the neuron; or that of the neuron's gate row."""
 
 
 def element(part: str, params: Params) -> Element:

@@ -34,12 +34,17 @@ class Params(SampledParams, ThresholdParams, SpikinessParams):
     """Exponents, mode and threshold."""
 
     mode: Literal["doc", "topic"] = "doc"
+    """Whether TF and DF count documents or topics."""
     topics: PositiveInt = 64
     """Of mode `topic`: at most as many as the artifact has micro-topics."""
     axis: Channels = "neuron"
+    """Whose channels carry the factor: the module's neurons, their pre-activations, or the module's input."""
     tf_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of TF; 0 leaves it out."""
     idf_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of IDF; above 0 favours specialists, below 0 generalists, 0 leaves it out."""
     spikiness_exp: float = Field(default=0.0, allow_inf_nan=False)
+    """Exponent of R; 0 leaves it out."""
 
 
 def element(part: str, params: Params) -> Element:

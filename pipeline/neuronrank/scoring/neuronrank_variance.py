@@ -22,6 +22,7 @@ class Params(MethodParams):
     """Number of classes."""
 
     classes: PositiveInt = 512
+    """The most frequent token ids; all other tokens are left out."""
 
 
 def element(part: str, params: Params) -> Element | None:

@@ -1,8 +1,8 @@
 """S3: sums over the tokens of each class, per channel. A class is one of the most frequent calibration token ids.
 
 Classes are sorted by frequency, so that fewer classes are the first rows; one last row holds all other tokens.
-Accuracy: float64 sums of float32 values; kept as float32, `class_sum` rounded to 12 and
-`class_sum_sq` to 10 bits after the leading one (1.2e-4 and 5e-4 of each entry at most), so that they compress.
+Accuracy: float64 sums of float32 values; kept as float32, `class_sum` rounded to 11 and
+`class_sum_sq` to 10 bits after the leading one (2.4e-4 and 5e-4 of each entry at most), so that they compress.
 """
 
 import torch

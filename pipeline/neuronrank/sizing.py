@@ -1,0 +1,267 @@
+"""How large a statistics artifact will be: raw from shapes alone, as stored from what another artifact takes.
+
+Raw sizes are exact: they follow from `profiles.py` and `statistics_schema.py`. Stored sizes are an estimate: every
+array is taken to need as many bits a value as the same array of the other artifact does. Counts of a sketch are mostly
+zero and are taken to need as many bits a channel, and for every doubling of the tokens one bit more in each bin that is
+not empty; more tokens also fill more bins, so that eight times the tokens take about 4 % more than estimated (measured
+by thinning the counts of a 135M model).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuronrank import registry
+from neuronrank.errors import SourceError
+from neuronrank.files import read_json
+from neuronrank.profiles import INPUTS, PROFILES, ProfileName
+from neuronrank.sketch import N_BINS, N_OCTAVES
+from neuronrank.statistics_schema import ARRAYS, QUANTILES, TOTALS
+from neuronrank.statistics_store import Statistics
+from neuronrank.stored_arrays import KINDS, TOKEN_IDS, WEIGHTS, StoredArray, kind_of, stored_arrays, total_bytes
+
+_PROJECTED, _NEAREST = 128, 12
+"""As in `topics.py`, which needs torch; a test compares them."""
+_WEIGHT_STATISTICS = 3
+_FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq"}
+_INTEGERS = {"token": "int32", "document": "int32", "cluster": "int32", "index": "uint32", "micro-topic": "uint16"}
+"""Units -> type of the arrays that are no sums."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A model's shape, and how much is collected of it."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    windows: int
+    window_tokens: int
+    classes: int
+    micro_topics: int
+    gram: bool = False
+    tied: bool = False
+    """Whether the output head is the embeddings."""
+    architecture: str = "llama"
+
+    @property
+    def tap_width(self) -> dict[str, int]:
+        """Tap -> channels."""
+        heads, kv_heads = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            **dict.fromkeys(("attn_in", "mlp_in"), self.hidden),
+            **dict.fromkeys(("q_out", "attn_ctx"), heads),
+            **dict.fromkeys(("k_out", "v_out"), kv_heads),
+            **dict.fromkeys(("neuron", "gate_pre", "mlp_mid"), self.intermediate),
+        }
+
+    @property
+    def module_shapes(self) -> list[tuple[int, int]]:
+        """(O, I) of every linear module of one layer.
+
+        Raises:
+            UnknownName: no layout for this architecture.
+        """
+        layout = registry.load("models", self.architecture).LAYOUT
+        return [
+            (
+                self.tap_width[linear.neuron_tap] if linear.neuron_axis == "row" else self.hidden,
+                self.tap_width[linear.input_tap],
+            )
+            for linear in layout.linears
+        ]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the model's weights in bfloat16: linear modules, norms of the layers, embeddings and head."""
+        layer = sum(n_out * n_in for n_out, n_in in self.module_shapes) + 2 * self.hidden
+        outside = (1 if self.tied else 2) * self.vocab * self.hidden + self.hidden
+        return 2 * (self.layers * layer + outside)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the model's part of `Sizes` from its `config.json`.
+
+    Raises:
+        ArtifactError: missing, or not JSON.
+        SourceError: it lacks a number.
+    """
+    config = read_json(path, run="neuronrank size --help, and give the numbers themselves")
+    names = {
+        "hidden": "hidden_size",
+        "intermediate": "intermediate_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "vocab": "vocab_size",
+    }
+    missing = [name for name in names.values() if not isinstance(config, dict) or not isinstance(config.get(name), int)]
+    if missing:
+        raise SourceError(f"{path}: has no {', '.join(missing)}; expected the config.json of a decoder model")
+    found = {name: config[key] for name, key in names.items()}
+    return found | {
+        "kv_heads": config.get("num_key_value_heads") or found["heads"],
+        "head_dim": config.get("head_dim") or found["hidden"] // found["heads"],
+        "tied": bool(config.get("tie_word_embeddings")),
+        "architecture": config.get("model_type", "llama"),
+    }
+
+
+@dataclass(frozen=True)
+class PlannedArray:
+    """An array that an artifact would hold."""
+
+    path: str
+    """As in `StoredArray`."""
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes without compression."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray]:
+    """Return every array that an artifact of this profile holds, by path, the vectors of the weights last."""
+    profile = PROFILES[profile_name]
+    paths: set[str] = set()
+    for tap, sums in profile.totals.items():
+        paths |= {f"{tap}/{TOTALS[name]}" for name in sums}
+        paths |= {f"{tap}/{name}" for name in profile.documents.get(tap, ())}
+        paths |= {f"{tap}/{name}" for name in ("n_positive", "n_above_floor")}
+        paths |= {f"{tap}/df_count"} if "sum_abs" in sums else set()
+    for tap in profile.sketched:
+        paths |= {f"{tap}/{name}" for name in ("sketch_count", "sketch_octave_sum_abs", "total_min", "quantiles")}
+    paths |= {f"{tap}/sketch_negative_count" for tap in profile.signed}
+    if sizes.classes:
+        paths |= {f"{tap}/{name}" for tap in profile.classed for name in ("class_sum", "class_sum_sq")}
+    if sizes.micro_topics and profile.topical:
+        paths |= {f"{tap}/topic_{name}" for tap, names in profile.topical.items() for name in names}
+        paths |= {f"topics/{name}" for name in ("labels", "centroids", "count", "merges", "nearest")}
+    if sizes.gram:
+        paths |= {f"{tap}/gram" for tap in INPUTS}
+    planned = [_planned(path, sizes) for path in sorted(paths)]
+    if sizes.classes and profile.classed:
+        planned.append(PlannedArray("classes/count", (sizes.classes + 1,), "int64"))
+        planned.append(PlannedArray("classes/token_ids", (sizes.classes,), "int32"))
+    planned.append(PlannedArray(TOKEN_IDS, (sizes.windows, sizes.window_tokens), "int32"))
+    vectors = sum(n_out + n_in for n_out, n_in in sizes.module_shapes)
+    return [*planned, PlannedArray(WEIGHTS, (sizes.layers * _WEIGHT_STATISTICS * vectors,), "float32")]
+
+
+def _planned(path: str, sizes: Sizes) -> PlannedArray:
+    tap, _, name = path.partition("/")
+    spec = ARRAYS[name]
+    lengths = {
+        "document": sizes.windows,
+        "token": sizes.window_tokens,
+        "channel": sizes.tap_width.get(tap, 0),
+        "bin": N_BINS,
+        "octave": N_OCTAVES,
+        "quantile": len(QUANTILES),
+        "class": sizes.classes + 1,
+        "topic": sizes.micro_topics,
+        "projected": _PROJECTED,
+        "step": sizes.micro_topics - 1,
+        "pair": 2,
+        "rank": _NEAREST,
+        "document and token": 2,
+    }
+    dtype = "float64" if name in _FLOAT64 else _INTEGERS.get(spec.units, "float32")
+    return PlannedArray(path, (sizes.layers, *(lengths[axis] for axis in spec.axes)), dtype)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the arrays of an artifact take, to estimate another's from."""
+
+    arrays: Mapping[str, StoredArray]
+    profile: ProfileName
+    n_tokens: int
+    occupied: Mapping[str, float]
+    """Path of a sketch -> bins of a channel that are not empty, on average over a layer in the middle."""
+    around: int
+    """Bytes of all that is no array: manifest and descriptions."""
+
+
+def measure(directory: Path) -> Measured:
+    """Measure an artifact.
+
+    Raises:
+        ArtifactError: missing, incomplete or corrupt.
+    """
+    statistics = Statistics(directory)
+    arrays = {array.path: array for array in stored_arrays(statistics)}
+    occupied = {}
+    for path in arrays:
+        tap, _, name = path.partition("/")
+        if name in ("sketch_count", "sketch_negative_count"):
+            counts = statistics.layer_values(statistics.manifest["n_layers"] // 2, tap, name)
+            occupied[path] = float(np.count_nonzero(counts) / len(counts))
+    calibration = statistics.manifest["calibration"]
+    around = total_bytes(directory) - sum(array.stored_bytes for array in arrays.values())
+    n_tokens = calibration["n_windows"] * calibration["window_tokens"]
+    return Measured(arrays, statistics.manifest["profile"], n_tokens, occupied, around)
+
+
+def estimated_bytes(planned: PlannedArray, sizes: Sizes, profile: ProfileName, like: Measured) -> float | None:
+    """Return how many bytes an array would take on disk, or None: nothing like it was measured."""
+    name = planned.path.rpartition("/")[2]
+    alike = [array for path, array in sorted(like.arrays.items()) if path.rpartition("/")[2] == name]
+    reference = like.arrays.get(planned.path, alike[0] if alike else None)
+    rounded_alike = PROFILES[profile].rounded == PROFILES[like.profile].rounded
+    if reference is None or not (rounded_alike or "int" in planned.dtype):
+        return None
+    if reference.path not in like.occupied:
+        return reference.stored_bytes / math.prod(reference.shape) * math.prod(planned.shape)
+    doublings = math.log2(sizes.windows * sizes.window_tokens / like.n_tokens)
+    a_channel = reference.stored_bytes / math.prod(reference.shape[:-1]) + like.occupied[reference.path] * doublings / 8
+    return a_channel * math.prod(planned.shape[:-1])
+
+
+def size_lines(sizes: Sizes, like: Measured | None) -> list[str]:
+    """Return a table for every profile: MiB and share of the weights by kind, raw and, given an artifact, as stored."""
+    lines = [f"bfloat16 weights: {sizes.weight_bytes / 2**20:.1f} MiB"]
+    for profile in PROFILES:
+        planned = planned_arrays(sizes, profile)
+        raw = {kind: sum(one.raw_bytes for one in planned if kind_of(one.path) == kind) for kind in KINDS}
+        columns: dict[str, Mapping[str, float]] = {"raw": raw}
+        guessed: list[str] = []
+        if like:
+            columns["stored"], guessed = _stored(planned, sizes, profile, like)
+        lines += ["", f"{profile:<20}" + "".join(f"{f'{name} MiB':>14}{'share':>9}" for name in columns)]
+        for kind in [*KINDS, "descriptions"]:
+            if any(column.get(kind) for column in columns.values()):
+                lines.append(_row(kind, [column.get(kind, 0) for column in columns.values()], sizes))
+        lines.append(_row("total", [sum(column.values()) for column in columns.values()], sizes))
+        if guessed:
+            lines.append(f"At most: not measured in the artifact given, taken as raw: {', '.join(guessed)}")
+    if like:
+        lines += ["", "Stored sizes are an estimate: the bits that each array takes in the artifact given."]
+    return lines
+
+
+def _row(name: str, cells: list[float], sizes: Sizes) -> str:
+    return f"{name:<20}" + "".join(f"{cell / 2**20:>14.2f}{cell / sizes.weight_bytes:>9.2%}" for cell in cells)
+
+
+def _stored(
+    planned: list[PlannedArray], sizes: Sizes, profile: ProfileName, like: Measured
+) -> tuple[dict[str, float], list[str]]:
+    """Return stored bytes by kind, and the kinds of which some arrays were not measured."""
+    stored = dict.fromkeys(KINDS, 0.0) | {"descriptions": float(like.around)}
+    guessed = set()
+    for one in planned:
+        estimate = estimated_bytes(one, sizes, profile, like)
+        if estimate is None:
+            guessed.add(kind_of(one.path))
+        stored[kind_of(one.path)] += one.raw_bytes if estimate is None else estimate
+    return stored, [kind for kind in KINDS if kind in guessed]

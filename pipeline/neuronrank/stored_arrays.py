@@ -1,0 +1,85 @@
+"""The arrays of a statistics artifact as they lie on disk: shapes, types, and how many bytes each takes."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from neuronrank.errors import ArtifactError
+from neuronrank.statistics_schema import ARRAYS, TOTALS
+from neuronrank.statistics_store import Statistics
+
+KINDS = ("document sums", "totals and counts", "sketches", "classes", "topics", "Gram matrices", "labels", "weights")
+TOKEN_IDS, WEIGHTS = "token_ids", "weights"
+_RUN = "dvc repro collect"
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """One array of an artifact."""
+
+    path: str
+    """`<tap>/<array>`, `token_ids`, or `weights` for all vectors of the weights together."""
+    shape: tuple[int, ...]
+    dtype: str
+    units: str
+    stored_bytes: int
+    """Compressed, without the description beside it."""
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes without compression."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+def kind_of(path: str) -> str:
+    """Return which of `KINDS` an array is."""
+    group, _, name = path.rpartition("/")
+    if path in (TOKEN_IDS, "topics/labels"):
+        return "labels"
+    for prefix, kind in (("class", "classes"), ("topic", "topics"), ("sketch", "sketches"), ("gram", "Gram matrices")):
+        if group.startswith(prefix) or name.startswith(prefix):
+            return kind
+    if path == WEIGHTS:
+        return "weights"
+    return "document sums" if name in TOTALS else "totals and counts"
+
+
+def stored_arrays(statistics: Statistics) -> list[StoredArray]:
+    """Return every array of an artifact, by path, the vectors of the weights last.
+
+    Raises:
+        ArtifactError: files of an array, or those of the weights, are missing or corrupt.
+    """
+    held = [f"{group}/{name}" for group, names in sorted(statistics.manifest["arrays"].items()) for name in names]
+    has_tokens = (statistics.directory / "taps.zarr" / TOKEN_IDS).exists()
+    found = [_stored(statistics.directory / "taps.zarr", path) for path in [*held, *([TOKEN_IDS] * has_tokens)]]
+    weights = sum(
+        statistics.weight_sums(module.name, f"{axis}_{name}").size
+        for module in statistics.modules
+        for axis in ("row", "column")
+        for name in ("sum_abs", "sum_sq", "max_abs")
+    )
+    return [*found, StoredArray(WEIGHTS, (weights,), "float32", "weight, weight^2", 4 * weights)]
+
+
+def total_bytes(directory: Path) -> int:
+    """Return the size of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def _stored(root: Path, path: str) -> StoredArray:
+    try:
+        array: Any = zarr.open_array(root / path, mode="r", zarr_format=3)
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as err:
+        raise ArtifactError(f"{root / path}: not a readable Zarr array ({err}). Run: {_RUN}") from err
+    chunks = [file for file in (root / path).rglob("*") if file.is_file() and file.name != "zarr.json"]
+    if len(chunks) != array.nchunks:
+        raise ArtifactError(f"{root / path}: has {len(chunks)} of {array.nchunks} chunks. Run: {_RUN}")
+    name = path.rpartition("/")[2]
+    units = str(array.attrs.get("units", ARRAYS[name].units if name in ARRAYS else ""))
+    stored = sum(file.stat().st_size for file in chunks)
+    return StoredArray(path, tuple(array.shape), str(array.dtype), units, stored)
