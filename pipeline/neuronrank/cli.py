@@ -102,6 +102,7 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     click.echo(render(result))
 
 
+@main.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List every scoring method, or explain one: its formula, source, parameters and presets.
