@@ -148,3 +148,35 @@ def test_a_gpu_collects_what_a_cpu_does(tiny_model, layers):
             for statistic in ("sum", "sum_abs", "sum_sq", "max_abs"):
                 expected = one.arrays[tap, statistic]
                 np.testing.assert_allclose(other.arrays[tap, statistic], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gram_matrices_on_request_are_sums_of_products(tiny_model, caught):
+    for layer in collect(tiny_model, gram=True):
+        found = {tap for tap, name in layer.arrays if name == "gram"}
+        assert found == {"attn_in", "attn_ctx", "mlp_in", "mlp_mid"}
+        for tap in found:
+            x = caught[layer.index, tap].reshape(-1, caught[layer.index, tap].shape[-1])
+            np.testing.assert_allclose(layer.arrays[tap, "gram"], x.T @ x, rtol=1e-4, atol=1e-4 * (x**2).sum())
+
+
+def test_gram_matrices_give_the_output_error_of_a_mask(tiny_model, caught):
+    (layer, *_) = collect(tiny_model, gram=True)
+    weight = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).model.layers[0].mlp.up_proj.weight
+    removed = weight.detach().numpy() * (np.arange(24) % 3 == 0)
+    x = caught[0, "mlp_in"].reshape(-1, 24)
+    error = np.square(x @ removed.T).sum()
+    assert np.trace(removed @ layer.arrays["mlp_in", "gram"] @ removed.T) == pytest.approx(error, rel=1e-4)
+
+
+def test_classes_are_the_most_frequent_tokens_with_ties_to_the_lower_id():
+    tokens = torch.tensor([[5, 5, 9, 3], [9, 3, 5, 7]])
+    classes = find_classes(tokens, params(classes=3))
+    assert classes.token_ids.tolist() == [5, 3, 9]
+    assert classes.count.tolist() == [3, 2, 2, 1]
+    assert classes.of_token.tolist() == [[0, 0, 2, 1], [2, 1, 0, 3]]
+
+
+def test_lean_keeps_no_classes_topics_or_sketches(tiny_model):
+    for layer in collect(tiny_model, profile="lean"):
+        names = {name for _, name in layer.arrays}
+        assert names == {"sum", "sum_abs", "sum_sq", "n_positive", "n_above_floor"}
