@@ -96,7 +96,8 @@ def test_scores_agree_with_their_definition(statistics, layers, finished_project
     for layer in range(2):
         if f"neurons.{layer}" in factors:
             expected = naive_methods.neuron_scores(layers[layer], part)
-            np.testing.assert_allclose(factors[f"neurons.{layer}"], expected, rtol=1e-4)
+            smallest = 1e-5 * expected.max() if part["method"] == "neuronrank_pca_qda" else 0
+            np.testing.assert_allclose(factors[f"neurons.{layer}"], expected, rtol=1e-4, atol=smallest)
             checked += 1
     assert checked >= (2 if part["method"] in STRUCTURED_ONLY else 8)
 
