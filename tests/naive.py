@@ -7,12 +7,14 @@ import torch
 from torch import nn
 
 
-def activations(model: nn.Module, token_ids: np.ndarray, layers: list[int]) -> dict[tuple[int, str], np.ndarray]:
-    """Run a Llama on one document at a time and return (layer, tap) -> (N, T, C) float64 from plain hooks."""
+def activations(
+    model: nn.Module, token_ids: np.ndarray, layers: list[int], per_batch: int = 1
+) -> dict[tuple[int, str], np.ndarray]:
+    """Run a Llama on so many documents at a time and return (layer, tap) -> (N, T, C) float64 from plain hooks."""
     caught: dict[tuple[int, str], list[np.ndarray]] = {}
 
     def keep(key, tensor):
-        caught.setdefault(key, []).append(tensor.detach().double().numpy()[0])
+        caught.setdefault(key, []).append(tensor.detach().double().numpy())
 
     handles = []
     for index in layers:
@@ -34,11 +36,11 @@ def activations(model: nn.Module, token_ids: np.ndarray, layers: list[int]) -> d
             gate.register_forward_hook(lambda _m, _x, y, key=(index, "neuron"): keep(key, nn.functional.silu(y)))
         )
     with torch.no_grad():
-        for document in token_ids:
-            model(torch.tensor(document[None], dtype=torch.long), use_cache=False)
+        for first in range(0, len(token_ids), per_batch):
+            model(torch.tensor(token_ids[first : first + per_batch], dtype=torch.long), use_cache=False)
     for handle in handles:
         handle.remove()
-    return {key: np.stack(values) for key, values in caught.items()}
+    return {key: np.concatenate(values) for key, values in caught.items()}
 
 
 def wanda_factor(x: np.ndarray) -> np.ndarray:

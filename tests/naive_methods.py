@@ -5,7 +5,8 @@ A layer is given as plain arrays; nothing is read from an artifact but the topic
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
 
 import numpy as np
 from scipy.cluster.hierarchy import cut_tree, linkage
@@ -30,6 +31,21 @@ class Layer:
     """(N, T) micro-topic."""
     centroids: np.ndarray
     """(K_micro, 128)."""
+    known: dict = field(default_factory=dict)
+    """What `remembered` has computed."""
+
+
+def remembered(define):
+    """Compute a vector of a layer once: several modules ask for it."""
+
+    @wraps(define)
+    def ask(layer: Layer, *arguments):
+        key = define.__name__, repr(arguments)
+        if key not in layer.known:
+            layer.known[key] = define(layer, *arguments)
+        return layer.known[key]
+
+    return ask
 
 
 def edges() -> np.ndarray:
@@ -79,8 +95,9 @@ def flat(x: np.ndarray) -> np.ndarray:
     return x.reshape(-1, x.shape[-1])
 
 
-def wanda_select(layer: Layer, role: str, p: dict, idf_exp: float, spikiness_exp: float) -> np.ndarray:
-    x = flat(layer.taps[INPUT_OF[role]])
+@remembered
+def wanda_select(layer: Layer, tap: str, p: dict, idf_exp: float, spikiness_exp: float) -> np.ndarray:
+    x = flat(layer.taps[tap])
     norms = np.sqrt((x**2).sum(axis=0))
     share = n_active_tokens(x, p) / len(x)
     idf = np.array([min(max(math.log(1 / max(s, 1e-10)), 0), p.get("idf_max", 10.0)) for s in share])
@@ -104,6 +121,7 @@ def group_means(layer: Layer, x: np.ndarray, p: dict) -> tuple[np.ndarray, np.nd
     return np.array([np.abs(r).mean(axis=0) for r in rows]), np.array([r.mean(axis=0) for r in rows])
 
 
+@remembered
 def tfidf(layer: Layer, tap: str, p: dict) -> np.ndarray:
     means, signed = group_means(layer, layer.taps[tap], p)
     kind = p.get("threshold", "pooled")
@@ -119,6 +137,7 @@ def tfidf(layer: Layer, tap: str, p: dict) -> np.ndarray:
     return factor * spikiness(flat(layer.taps[tap]), p) ** rho if rho else factor
 
 
+@remembered
 def old(layer: Layer, tap: str, p: dict) -> np.ndarray:
     x = flat(layer.taps[tap])
     active = n_active_tokens(x, {"threshold": "theta", **p})
@@ -126,6 +145,7 @@ def old(layer: Layer, tap: str, p: dict) -> np.ndarray:
     return np.abs(x).mean(axis=0) ** p.get("tf_exp", 1.0) * idf ** p.get("idf_exp", 1.0)
 
 
+@remembered
 def class_rows(layer: Layer, n: int) -> list[np.ndarray]:
     """The neuron activations of each of the n most frequent token ids, and of all other tokens."""
     counts = Counter(layer.token_ids.ravel().tolist())
@@ -134,6 +154,7 @@ def class_rows(layer: Layer, n: int) -> list[np.ndarray]:
     return [x[ids == token] for token in chosen] + [x[~np.isin(ids, chosen)]]
 
 
+@remembered
 def variance(layer: Layer, p: dict) -> np.ndarray:
     x = layer.taps["neuron"]
     total = x.mean(axis=1).var(axis=0, ddof=1) + p.get("token_weight", 0.0) * flat(x).var(axis=0)
@@ -145,6 +166,7 @@ def class_variance(layer: Layer, n: int) -> np.ndarray:
     return np.array([rows.mean(axis=0) for rows in class_rows(layer, n)[:-1]]).var(axis=0)
 
 
+@remembered
 def class_score(layer: Layer, method: str, p: dict) -> np.ndarray:
     rows = [r for r in class_rows(layer, p.get("classes", 512)) if len(r)]
     x, eps = flat(layer.taps["neuron"]), p.get("eps", 1e-10)
@@ -165,10 +187,11 @@ def class_score(layer: Layer, method: str, p: dict) -> np.ndarray:
     weights = np.sqrt([s for s, _ in several])[:, None]
     _, sizes, directions = np.linalg.svd(weights * deviations, full_matrices=False)
     kept = directions[: p.get("components", 128)][sizes[: p.get("components", 128)] ** 2 > 1e-10 * sizes[0] ** 2]
+    variances = [r.var(axis=0) for _, r in several]
     score = np.zeros(x.shape[1])
     for u in kept:
         per_class = [
-            s * (d @ u) ** 2 / (r.var(axis=0) @ u**2 + eps) for (s, r), d in zip(several, deviations, strict=True)
+            s * (d @ u) ** 2 / (v @ u**2 + eps) for (s, _), d, v in zip(several, deviations, variances, strict=True)
         ]
         score += u**2 * sum(per_class)
     return score
@@ -187,7 +210,7 @@ def element_scores(layer: Layer, role: str, p: dict) -> np.ndarray:
     if method.startswith("wanda_"):
         defaults = {"wanda_idf": (1, 0), "wanda_spiky": (0, 1), "wanda_select": (1, 1)}[method]
         exponents = p.get("idf_exp", defaults[0]), p.get("spikiness_exp", defaults[1])
-        return power * wanda_select(layer, role, p, *exponents)[None, :]
+        return power * wanda_select(layer, INPUT_OF[role], p, *exponents)[None, :]
     if method == "neuronrank_tfidf":
         axis = p.get("axis", "neuron")
         if axis == "input":

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 
 LAYERS = [0, 14, 29]
 TOLERANCE = 1e-4
+PER_BATCH = 3
 WANDA = {"method": "wanda"}
 TFIDF = {"method": "neuronrank_tfidf"}
 PLAIN = {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}
@@ -42,10 +43,10 @@ INPUT_OF = {
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Project:
-    """Eight documents of 256 tokens, collected in float32 from the trained model."""
+    """Eight documents of 256 tokens, collected in float32 from the trained model, nothing rounded."""
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["prepare"] |= {"window_tokens": 256, "calibration_windows": 8}
-    params["collect"] = {"dtype": "float32", "documents_per_batch": 3}
+    params["collect"] |= {"dtype": "float32", "documents_per_batch": PER_BATCH, "profile": "full"}
     project = Project(tmp_path_factory.mktemp("trained"), params)
     project.artifacts.mkdir()
     for name in ("model", "text"):
@@ -62,9 +63,20 @@ def reference():
 
 
 @pytest.fixture(scope="module")
-def taps(small, reference):
-    tokens = read_windows(small.artifacts / "tokens/calibration/windows.safetensors").token_ids
+def tokens(small):
+    return read_windows(small.artifacts / "tokens/calibration/windows.safetensors").token_ids
+
+
+@pytest.fixture(scope="module")
+def taps(tokens, reference):
     return naive.activations(reference, tokens, LAYERS)
+
+
+@pytest.fixture(scope="module")
+def rounded_taps(tokens):
+    """The same from a plain float32 forward, in the micro-batches of `small`: what collect saw."""
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "artifacts/model", dtype=torch.float32).eval()
+    return naive.activations(model, tokens, LAYERS, PER_BATCH)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,16 @@
 | profile    | holds                                                                                              |
 |------------|----------------------------------------------------------------------------------------------------|
 | `lean`     | totals over all documents and counts; no document axis, no sketches, classes or topics             |
-| `standard` | what the methods need at any setting: sums per document, sketches, class moments, topic sums       |
+| `standard` | what the methods need at nearly any setting: sums per document, sketches of inputs and neurons,    |
+|            | class moments, topic sums; not spikiness of q, k, v outputs, nor signs of document or topic means  |
 | `full`     | every sum of every tap per document and topic, sketches of every tap, the `gate_pre` tap; unrounded |
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+from neuronrank.statistics_schema import TOTALS
 
 ProfileName = Literal["lean", "standard", "full"]
 Kept = Mapping[str, tuple[str, ...]]
@@ -80,25 +83,20 @@ PROFILES: Mapping[ProfileName, Profile] = {
 
 def smallest_with(tap: str, array: str) -> ProfileName | None:
     """Return the first profile that holds an array of a tap, or None: then it depends on another parameter."""
-    for name, profile in PROFILES.items():
-        held = {
-            "total": tap in profile.taps,
-            "documents": array in profile.documents.get(tap, ()),
-            "sketch": array.startswith("sketch") and tap in profile.sketched,
-            "negative": array == "sketch_negative_count" and tap in profile.signed,
-            "class": array.startswith("class") and tap in profile.classed,
-            "topic": array.removeprefix("topic_") in profile.topical.get(tap, ()),
-        }
-        kind = _kind(array)
-        if held[kind]:
-            return name
-    return None
+    return next((name for name, profile in PROFILES.items() if _holds(profile, tap, array)), None)
 
 
-def _kind(array: str) -> str:
+def _holds(profile: Profile, tap: str, array: str) -> bool:
+    if array in TOTALS:
+        return array in profile.documents.get(tap, ())
+    if array in TOTALS.values():
+        return any(TOTALS[statistic] == array for statistic in profile.totals.get(tap, ()))
     if array == "sketch_negative_count":
-        return "negative"
-    for prefix in ("sketch", "class", "topic"):
-        if array.startswith(prefix):
-            return prefix
-    return "documents" if array in ("sum", "sum_abs", "sum_sq", "max_abs") else "total"
+        return tap in profile.signed
+    if array.startswith("sketch") or array in ("total_min", "quantiles"):
+        return tap in profile.sketched
+    if array.startswith("class"):
+        return tap in profile.classed
+    if array.startswith("topic"):
+        return array.removeprefix("topic_") in profile.topical.get(tap, ())
+    return array in ("df_count", "n_positive", "n_above_floor") and tap in profile.taps

@@ -65,8 +65,10 @@ ARRAYS: Mapping[str, Spec] = {
         stacked=True,
         derived=True,
     ),
-    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=11),
-    "class_sum_sq": Spec(("class", "channel"), "activation^2", "a^2 over the tokens of each class", kept_bits=10),
+    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=12),
+    "class_centred_sq": Spec(
+        ("class", "channel"), "activation^2", "(a - mean of the class)^2 over the tokens of each class", kept_bits=9
+    ),
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=10),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=10),
     "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=10),

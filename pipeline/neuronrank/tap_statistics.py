@@ -126,7 +126,7 @@ class TapStatistics:
                 f"{self._store.directory}: holds {len(count) - 1} token classes, {n} were asked for. "
                 f"Raise collect.classes (there may be fewer distinct tokens) and run: {_RUN}"
             )
-        return fewer_classes(ClassMoments(count, sums, self._read("class_sum_sq").astype(np.float64)), n)
+        return fewer_classes(ClassMoments(count, sums, self._read("class_centred_sq").astype(np.float64)), n)
 
     def topics(self, k: int, statistic: str) -> TopicSums:
         """Return sums by topic, micro-topics merged to k.

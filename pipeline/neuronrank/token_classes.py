@@ -16,8 +16,8 @@ class ClassMoments:
     """(K + 1,) tokens."""
     sum: Vector
     """(K + 1, C), activation."""
-    sum_sq: Vector
-    """(K + 1, C), activation^2."""
+    centred_sq: Vector
+    """(K + 1, C) sum of (a - mean of the row)^2, activation^2."""
 
     @property
     def share(self) -> Vector:
@@ -32,8 +32,7 @@ class ClassMoments:
     @property
     def variance(self) -> Vector:
         """(K + 1, C) population variance of each row; 0 where it has no token."""
-        mean_sq = self.sum_sq / np.maximum(self.count, 1)[:, None]
-        return np.asarray(np.maximum(mean_sq - self.mean**2, 0))
+        return np.asarray(self.centred_sq / np.maximum(self.count, 1)[:, None])
 
     @property
     def joint_mean(self) -> Vector:
@@ -56,5 +55,9 @@ class ClassMoments:
 
 def fewer_classes(moments: ClassMoments, n: int) -> ClassMoments:
     """Keep the n most frequent classes and add the rest to the others."""
-    parts = (moments.count, moments.sum, moments.sum_sq)
-    return ClassMoments(*(np.concatenate([part[:n], part[n:].sum(axis=0, keepdims=True)]) for part in parts))
+    count, sums = (
+        np.concatenate([part[:n], part[n:].sum(axis=0, keepdims=True)]) for part in (moments.count, moments.sum)
+    )
+    apart = moments.mean[n:] - sums[n] / max(count[n], 1)
+    others = (moments.centred_sq[n:] + moments.count[n:, None] * apart**2).sum(axis=0, keepdims=True)
+    return ClassMoments(count, sums, np.concatenate([moments.centred_sq[:n], others]))

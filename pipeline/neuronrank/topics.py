@@ -45,7 +45,7 @@ class Topics:
     """(N, T) int64: the topic of every token."""
     arrays: dict[str, NDArray[Any]]
     """`labels` (N, T), `centroids` (K, 128) of unit length, `count` (K,) tokens, `merges` (K - 1, 2), `nearest`
-    (K, 12, 2): document and position of the tokens with the highest cosine."""
+    (K, 12, 2): document and position of the topic's own tokens with the highest cosine."""
 
 
 def projection(width: int, seed: int) -> Tensor:

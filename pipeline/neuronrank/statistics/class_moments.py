@@ -1,8 +1,10 @@
-"""S3: sums over the tokens of each class, per channel. A class is one of the most frequent calibration token ids.
+"""S3: sums and squared deviations over the tokens of each class, a frequent calibration token id, per channel.
 
 Classes are sorted by frequency, so that fewer classes are the first rows; one last row holds all other tokens.
-Accuracy: float64 sums of float32 values; kept as float32, `class_sum` rounded to 11 and
-`class_sum_sq` to 10 bits after the leading one (2.4e-4 and 5e-4 of each entry at most), so that they compress.
+Deviations are from the class's own mean: a variance taken later from sums of a and a^2 of so few tokens, once those are
+rounded, is mostly rounding error. They merge: those of two classes add, and so do count * (mean - joint mean)^2.
+Accuracy: float64 sums of float32 values; kept as float32, `class_sum` rounded to 12 and `class_centred_sq` to 9 bits
+after the leading one (1.2e-4 and 1e-3 of each entry at most), so that they compress.
 """
 
 import torch
@@ -58,13 +60,14 @@ class Accumulator:
         add(flat, classes, *self._sums[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
-        """Return (tap, `class_sum` or `class_sum_sq`) -> (M + 1, C) float32 on the CPU."""
-        names = ("class_sum", "class_sum_sq")
-        return {
-            (tap, name): values.float().cpu()
-            for tap, sums in self._sums.items()
-            for name, values in zip(names, sums, strict=True)
-        }
+        """Return (tap, `class_sum` or `class_centred_sq`) -> (M + 1, C) float32 on the CPU."""
+        count = torch.bincount(self._class_of_token.reshape(-1), minlength=self._n_rows).clamp(min=1)[:, None]
+        found = {}
+        for tap, (sums, sums_sq) in self._sums.items():
+            found[tap, "class_sum"] = sums.float().cpu()
+            centred = sums_sq - sums.square() / count.to(sums.device)
+            found[tap, "class_centred_sq"] = centred.clamp(min=0).float().cpu()
+        return found
 
 
 def _add_compiled(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
