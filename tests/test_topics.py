@@ -157,7 +157,7 @@ def test_merging_to_every_number_is_a_cut_of_the_dendrogram(layers, k):
     for layer in layers:
         found = topics_of(layer)
         topic = merged_topics(found["merges"], k)
-        tree = linkage(found["centroids"].astype(np.float64), method="average", metric="cosine")
+        tree = linkage(found["centroids"].astype(np.float64), method="ward")
         assert same_partition(topic, cut_tree(tree, n_clusters=k)[:, 0])
         assert sorted(set(topic.tolist())) == list(range(k))
         firsts = [topic.tolist().index(t) for t in range(k)]

@@ -148,7 +148,7 @@ def test_windows_are_as_long_as_asked_for_whatever_the_model_could_take(tiny_mod
 
 def test_no_stored_field_is_called_norm_and_norms_are_square_roots(tmp_path):
     assert not [name for name in ARRAYS if "norm" in name]
-    assert {ARRAYS[name].units for name in ("sum_sq", "wanda_sum_sq", "class_sum_sq")} == {"activation^2"}
+    assert {ARRAYS[name].units for name in ("sum_sq", "wanda_sum_sq", "class_centred_sq")} == {"activation^2"}
     gate = artifacts.module("gate", "mlp", (2, 4), "mlp_in", "neuron", "row")
     sums = {("neuron", "sum"): [[1, 2], [3, 5]], ("mlp_in", "sum_sq"): [[9, 1, 4, 16], [16, 0, 5, 9]]}
     opened = artifacts.statistics(tmp_path, sums, [gate], {"gate.row_sum_sq": [9, 16]})

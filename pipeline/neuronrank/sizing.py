@@ -142,7 +142,7 @@ def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray
         paths |= {f"{tap}/{name}" for name in ("sketch_count", "sketch_octave_sum_abs", "total_min", "quantiles")}
     paths |= {f"{tap}/sketch_negative_count" for tap in profile.signed}
     if sizes.classes:
-        paths |= {f"{tap}/{name}" for tap in profile.classed for name in ("class_sum", "class_sum_sq")}
+        paths |= {f"{tap}/{name}" for tap in profile.classed for name in ("class_sum", "class_centred_sq")}
     if sizes.micro_topics and profile.topical:
         paths |= {f"{tap}/topic_{name}" for tap, names in profile.topical.items() for name in names}
         paths |= {f"topics/{name}" for name in ("labels", "centroids", "count", "merges", "nearest")}
