@@ -184,16 +184,13 @@ def class_score(layer: Layer, method: str, p: dict) -> np.ndarray:
     if method == "neuronrank_qda":
         return sum(s * (r.mean(axis=0) - x.mean(axis=0)) ** 2 / (r.var(axis=0) + eps) for s, r in several)
     deviations = np.array([r.mean(axis=0) - x.mean(axis=0) for _, r in several])
+    variances = np.array([r.var(axis=0) for _, r in several])
     weights = np.sqrt([s for s, _ in several])[:, None]
     _, sizes, directions = np.linalg.svd(weights * deviations, full_matrices=False)
     kept = directions[: p.get("components", 128)][sizes[: p.get("components", 128)] ** 2 > 1e-10 * sizes[0] ** 2]
-    variances = [r.var(axis=0) for _, r in several]
     score = np.zeros(x.shape[1])
     for u in kept:
-        per_class = [
-            s * (d @ u) ** 2 / (v @ u**2 + eps) for (s, _), d, v in zip(several, deviations, variances, strict=True)
-        ]
-        score += u**2 * sum(per_class)
+        score += u**2 * (weights[:, 0] ** 2 * (deviations @ u) ** 2 / (variances @ u**2 + eps)).sum()
     return score
 
 

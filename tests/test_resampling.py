@@ -7,6 +7,7 @@ import copy
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from scipy.cluster.hierarchy import cut_tree, linkage
 
@@ -14,7 +15,9 @@ from neuronrank.errors import ArtifactError, MismatchError, ParamsError
 from neuronrank.profiles import PROFILES
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
+from neuronrank.statistics import Context, class_moments
 from neuronrank.statistics_store import Statistics
+from neuronrank.token_classes import ClassMoments, fewer_classes
 from tests.project import Project, tiny_params
 
 HALF_ULP_OF_16_BITS = 2.0**-17
@@ -328,3 +331,28 @@ def test_a_number_below_one_is_refused(key, value):
     part = {"method": "neuronrank_tfidf", key: value}
     with pytest.raises(ParamsError, match=rf"recipes\.test\.mlp\.{key}: found {value}"):
         read_recipe({"attention": {"method": "none"}, "mlp": part}, "recipes.test")
+
+
+def test_the_variance_of_few_like_tokens_survives_the_rounding(collected):
+    """Two tokens a little apart: from rounded sums of a and a^2 nothing of their variance would be left."""
+    statistics = collected(profile="standard")
+    for layer in (0, 1):
+        unrounded = collected(profile="full").tap(layer, "neuron", None).classes(10).variance
+        np.testing.assert_allclose(
+            statistics.tap(layer, "neuron", None).classes(10).variance, unrounded, rtol=6e-4, atol=1e-12
+        )
+    tokens = torch.tensor([[0, 0, 1, 1, 1]])
+    accumulator = class_moments.Accumulator(Context(1, PROFILES["full"], tokens, 1, tokens, 0, gram=False))
+    accumulator.update(slice(0, 1), "neuron", torch.tensor([[[1000.0], [1000.5], [3.0], [5.0], [10.0]]]))
+    found = accumulator.result()
+    assert found["neuron", "class_sum"].tolist() == [[2000.5], [18.0]]
+    assert found["neuron", "class_centred_sq"].tolist() == [[0.125], [26.0]]  # 9 + 1 + 16
+
+
+def test_others_take_in_the_deviations_of_the_classes_that_join_them():
+    # values 1, 3 | 10, 16 | 5: means 2, 13, 5 and squared deviations 2, 18, 0
+    count, sums = np.array([2.0, 2.0, 1.0]), np.array([[4.0], [26.0], [5.0]])
+    merged = fewer_classes(ClassMoments(count, sums, np.array([[2.0], [18.0], [0.0]])), 1)
+    assert (merged.count.tolist(), merged.sum.tolist()) == ([2, 3], [[4], [31]])
+    values = np.array([10.0, 16.0, 5.0])
+    np.testing.assert_allclose(merged.centred_sq, [[2], [((values - values.mean()) ** 2).sum()]])

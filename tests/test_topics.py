@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from neuronrank.checkpoint import Checkpoint
 from neuronrank.collection import CollectParams, collect_layers, find_classes
 from neuronrank.errors import NotFiniteError, ParamsError
+from neuronrank.params import validate
 from neuronrank.streaming import StreamedModel
 from neuronrank.topic_merging import merged_topics
 from neuronrank.topics import N_NEAREST, NOWHERE, TopicParams, find_topics, projection
@@ -179,6 +180,12 @@ def test_fewer_tokens_than_clusters_is_refused(tiny_model):
     expected = r"collect\.topics\.micro_topics 9: there are 8 calibration tokens\. Lower it"
     with pytest.raises(ParamsError, match=expected):
         collect(tiny_model, tokens=TOKENS[:2, :4])
+
+
+def test_more_clusters_than_a_label_can_tell_are_refused():
+    assert TopicParams(micro_topics=65535, iterations=4, seed=0).micro_topics == 65535
+    with pytest.raises(ParamsError, match=r"topics\.micro_topics: found 65536"):
+        validate(TopicParams, {"micro_topics": 65536, "iterations": 4, "seed": 0}, "topics")
 
 
 def test_as_many_clusters_as_distinct_tokens_or_more(tiny_model):

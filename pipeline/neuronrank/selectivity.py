@@ -68,7 +68,7 @@ def active_tokens(tap: TapStatistics, threshold: str, q_active: float, kappa: fl
 def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
     """Return R, (C,): the mean of the ceil((1 - q) n) largest |a| over the mean of |a|, clipped to [1, spike_max].
 
-    The top mean comes from the sketch: within 1 %.
+    The top mean comes from the sketch: at spike_quantile 0.9 measured within 1.1 % (see `sketch.py`).
     """
     mean = tap.total("sum_abs") / tap.n
     return np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / (mean + EPS), 1, params.spike_max))

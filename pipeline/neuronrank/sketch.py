@@ -5,8 +5,10 @@ bits of its float. A bin is (low, high]; the first holds everything up to 2^-24,
 above 2^16. Two sketches add.
 
 Accuracy: high <= 1.04 low in every bin, so that any quantile is known within 2 % (`quantile`). Counts above an edge are
-exact: thresholds are rounded to edges. Sums of whole octaves are exact, and so is all of a top mean but the part of
-one bin: within 1 % for the top tenth (measured: about 0.01 %).
+exact: thresholds are rounded to edges. Sums of whole octaves are exact; a top mean estimates the part of the octave in
+which it ends. That of the top tenth was measured within 1.1 % in every channel of the trained model at 2048 tokens
+(0.02 % in the median one, over 1 % in 5 of 100,000), that of the top hundredth within 2.7 %. No values bring it above
+4 %.
 Numpy only: `statistics/magnitude_sketch.py` fills it.
 """
 

@@ -30,7 +30,7 @@ NOWHERE = np.iinfo(np.uint32).max
 class TopicParams(Section):
     """How micro-topics are found; 0 clusters leave topics out."""
 
-    micro_topics: NonNegativeInt
+    micro_topics: int = Field(ge=0, lt=2**16)  # labels are kept in 16 bits
     """K_micro: the most topics that can be asked for at score time."""
     iterations: int = Field(ge=4)
     """Of Lloyd's algorithm."""

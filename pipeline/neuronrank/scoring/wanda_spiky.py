@@ -4,7 +4,7 @@ p_j is the share of tokens with |x_tj| above the threshold, IDF_j = clip(ln(1/p_
 largest tenth of |x_tj| over their mean, clipped to [1, spike_max]. Absolute values, never signed ones.
 
 Source: METHODS section 3.2, on Wanda (Sun et al. 2023, arXiv:2306.11695).
-Differs: earlier single-script versions took quantiles of signed values; R is here one of magnitudes, within 1 %.
+Differs: earlier single-script versions took quantiles of signed values; R is here one of magnitudes, within 1.1 %.
 """
 
 import numpy as np

@@ -3,8 +3,9 @@
 Sum of squares feeds Wanda's norms, sum of absolute values the term frequency and document frequency, plain sum the
 variance over documents. Means are never stored: sums add across documents, workers and runs.
 Accuracy: float64 within a document on the CPU, float32 by pairwise summation elsewhere (relative error about 1e-7
-times the logarithm of T); rounded to 16 bits after the leading one, 7.6e-6, so that they compress. Readers add
-documents in float64.
+times the logarithm of T); kept as float32, relative to the sum of magnitudes 6e-8, and by profiles that round with 16
+bits after the leading one, 7.7e-6, so that they compress. Readers add documents in float64. The float32 forward itself
+was measured to be up to 1.6e-5 (squares: 1.0e-4) away from a float64 one, in the last layer of the trained model.
 """
 
 import torch
