@@ -58,7 +58,7 @@ BY_CLASS = [
 ]
 
 
-@pytest.mark.parametrize("method", [*(set(registry.names("scoring")) - {"none"}), *ALIASES, "hybrid"])
+@pytest.mark.parametrize("method", [*sorted(set(registry.names("scoring")) - {"none"}), *ALIASES, "hybrid"])
 def test_every_method_runs_and_realises_the_sparsity(run, tmp_path, method):
     flags = SMALL if method in BY_CLASS else []
     flags = [*flags, "--magnitude-multi", "0.5"] if method == "neuronrank_unstructured" else flags
@@ -107,6 +107,18 @@ def test_fewer_samples_are_taken_from_a_larger_artifact_where_the_method_can(run
     caplog.clear()
     assert run("--prune_method", "neuronrank_old", "--nsamples", "5", cache=tmp_path / "cache").exit_code == 0
     assert "a forward pass over 5 windows" in caplog.text
+
+
+def test_other_topics_are_found_anew(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    topics = ["--prune_method", "neuronrank_tfidf", "--nr-tfidf-mode", "topic", "--nr-tfidf-k"]
+    assert run(*topics, "150", cache=tmp_path / "cache").exit_code == 0
+    caplog.clear()
+    assert run(*topics, "20", cache=tmp_path / "cache").exit_code == 0  # 128 micro-topics, not 150
+    assert "a forward pass over 12 windows" in caplog.text
+    caplog.clear()
+    assert run("--prune_method", "hybrid", cache=tmp_path / "cache").exit_code == 0
+    assert "no forward pass" in caplog.text
 
 
 def test_another_seed_or_text_is_calibrated_anew(run, tmp_path, caplog):
@@ -167,6 +179,10 @@ def test_a_tied_head_is_refused_unless_untied_on_request(run, tmp_path):
         (["neuronrank_tfidf", "--preset", "mild"], "known: conservative, balanced, aggressive"),
         (["wanda_idf", "--threshold", "0.1"], "a number is the theta of neuronrank_old"),
         (["wanda", "--set", "smooth"], "expected NAME=VALUE"),
+        (["neuronrank_tfidf", "--set", "method=wanda"], "method is given by a flag already"),
+        (["neuronrank_tfidf", "--idf-exp", "2", "--set", "idf_exp=3"], "idf_exp is given by a flag already"),
+        (["hybrid", "--hybrid-mlp-method", "none"], "expected neuronrank_tfidf or neuronrank_old"),
+        (["wanda", "--save", "out", "--save_model", "out/model"], "one lies in the other"),
         (["wanda_idf", "--set", "smoth=true"], "has no parameter 'smoth'"),
         (["wanda", "--nr-include-attention", "--nr-skip-attention"], "contradict each other"),
         (["neuronrank_tfidf", "--nr-tfidf-mode", "topic", "--nr-tfidf-k", "1000"], "there are 192 calibration tokens"),
@@ -185,7 +201,7 @@ def test_a_model_that_is_not_there(run):
 def test_an_output_that_exists_is_kept(run, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("kept")
-    refused(run("--prune_method", "wanda", "--save", str(tmp_path / "out")), "already exists and is not empty")
+    refused(run("--prune_method", "wanda", "--save", str(tmp_path / "out")), "already exists; choose another place")
     assert (tmp_path / "out/mine.txt").read_text() == "kept"
 
 

@@ -118,7 +118,7 @@ def test_top_means_of_realistic_sizes_are_within_one_percent_and_the_deepest_wit
     assert worst < (1e-2 if quantile <= 0.9 else 2e-2)
 
 
-@pytest.mark.parametrize("name", set(adversarial()) - {"mostly zero"})
+@pytest.mark.parametrize("name", sorted(set(adversarial()) - {"mostly zero"}))
 @pytest.mark.parametrize("quantile", [0.1, 0.5, 0.9, 0.99])
 def test_top_means_are_never_off_by_more_than_four_percent(name, quantile):
     x = float32(adversarial()[name])

@@ -1,6 +1,7 @@
 """The `neuronrank` command: what is not a DVC stage."""
 
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from neuronrank.oneshot.command import run
 
 # Threads that spin while they wait take the cores from the compiled loops between two torch calls.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if not sys.stderr.isatty():
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
 
 Existing = click.Path(exists=True, path_type=Path)
 

@@ -81,6 +81,7 @@ def _opened(directory: Path, model: ModelArtifact, windows: Windows, request: Re
         ("model", manifest["model"]["fingerprint"], model.fingerprint),
         ("dtype", collect["dtype"], request.collect["dtype"]),
         ("propagation", collect["propagation"], "dense"),
+        ("topics", *((collect["topics"], request.collect["topics"]) if request.uses_topics else ("", ""))),
     ):
         if found != wanted:
             raise MismatchError(f"{directory}: {what} is {found}, the run needs {wanted}. Leave --statistics out")
@@ -100,7 +101,8 @@ def _with_samples(directory: Path, part: RecipePart, n: int) -> RecipePart:
         return part
     if "nsamples" not in part.method.Params.model_fields:
         raise MismatchError(f"{directory}: holds more than {n} documents, {part.params.method} needs exactly these")
-    return RecipePart(part.method, part.params.model_copy(update={"nsamples": n}))
+    given: int | None = getattr(part.params, "nsamples", None)
+    return RecipePart(part.method, part.params.model_copy(update={"nsamples": n if given is None else min(given, n)}))
 
 
 def _collected(model: ModelArtifact, windows: Windows, request: Request, cache: Path) -> Scored:

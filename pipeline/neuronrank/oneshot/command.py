@@ -85,6 +85,8 @@ def run(**options: Any) -> None:
         method_params["pooled"] = True
     for setting in options.pop("settings"):
         name, value = _setting(setting)
+        if name == "method" or name in method_params:
+            raise ParamsError(f"--set {setting}: {name} is given by a flag already")
         method_params[name] = value
     outputs = Outputs(
         save=options.pop("save"),

@@ -24,6 +24,7 @@ from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
 from neuronrank.score_store import write_scores
 from neuronrank.scores import score_header
+from neuronrank.zero_shot import ZeroShotParams, load_tasks
 
 log = logging.getLogger("neuronrank")
 
@@ -35,7 +36,7 @@ class Outputs:
     save: Path | None = None
     """Directory for the mask, the factors and `summary.json`."""
     save_model: Path | None = None
-    """Directory for the pruned model; neurons of a structured mask are cut out."""
+    """Directory for the pruned model; neurons that every layer loses are cut out."""
     statistics: Path | None = None
     """A statistics artifact to use."""
     cache: Path | None = None
@@ -62,9 +63,9 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
         SourceError: an output directory exists already, or model or text cannot be had.
         NeuronrankError: see the stages.
     """
-    for wanted in (outputs.save, outputs.save_model):
-        if wanted and wanted.exists() and any(wanted.iterdir()):
-            raise SourceError(f"{wanted}: already exists and is not empty; choose another place or delete it first")
+    _require_free(outputs)
+    tasks = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
+    load_tasks(tasks)  # what is missing is told before anything runs
     cache = outputs.cache or default_cache()
     model = _model(request, cache)
     windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
@@ -84,23 +85,34 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
             "pattern": masks.header["pattern"],
             "model": header["model"],
             "calibration": {**_calibration(scored), "forward_pass": not scored.reused},
+            "collect": scored.statistics.manifest["collect"],
             "sparsity": made["sparsity"],
             "part_counts": made["parts"],
             "modules": made["modules"],
             "measured": _measured(model, request, masks, outputs),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
-        if outputs.save_model:
-            export = export_compact if request.pattern.rule.RANKS == "neurons" else export_model
-            export(model, masks, outputs.save_model)
-            log.info("pruned model: %s", outputs.save_model)
         if outputs.save:
             with output_directory(outputs.save) as partial:
                 (partial / "mask.safetensors").write_bytes(path.read_bytes())
                 write_scores(partial / "scores.safetensors", scored.factors, header)
                 write_json(partial / "summary.json", summary)
             log.info("mask, factors and summary: %s", outputs.save)
+        if outputs.save_model:
+            compact = request.pattern.rule.RANKS == "neurons" and request.pattern.params.pruning_last is None
+            (export_compact if compact else export_model)(model, masks, outputs.save_model)
+            log.info("pruned model: %s", outputs.save_model)
     return summary
+
+
+def _require_free(outputs: Outputs) -> None:
+    """Refuse places that hold something, or of which one would lie in the other."""
+    places = [place.resolve() for place in (outputs.save, outputs.save_model) if place]
+    for place in places:
+        if place.exists():
+            raise SourceError(f"{place}: already exists; choose another place or delete it first")
+    if len(places) == 2 and (places[0] in [places[1], *places[1].parents] or places[1] in places[0].parents):
+        raise SourceError(f"--save {places[0]} and --save_model {places[1]}: one lies in the other; choose two places")
 
 
 def _model(request: Request, cache: Path) -> ModelArtifact:
@@ -125,10 +137,10 @@ def _measured(model: ModelArtifact, request: Request, masks: MaskFile, outputs: 
 
     from neuronrank.comparison import perplexity
     from neuronrank.evaluation import apply_masks_, load_model, window_losses
-    from neuronrank.zero_shot import ZeroShotParams, evaluate_tasks, load_tasks
+    from neuronrank.zero_shot import evaluate_tasks
 
     options = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
-    tasks = load_tasks(options)  # before the model is loaded: what is missing is told at once
+    tasks = load_tasks(options)
     texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if outputs.perplexity else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_model(model, getattr(torch, request.collect["dtype"]), device)

@@ -76,6 +76,11 @@ class Request:
     recipe: Recipe
     pattern: Pattern
 
+    @property
+    def uses_topics(self) -> bool:
+        """Whether a part counts topics, so that how they were found matters."""
+        return any(getattr(part.params, "mode", "doc") == "topic" for part in self.recipe.values())
+
 
 def read_request(flags: Flags) -> Request:
     """Validate the flags.
@@ -97,9 +102,9 @@ def read_request(flags: Flags) -> Request:
         if flags.eval_text
         else articles["evaluation"],
     }
-    params: Any = recipe["mlp"].params
+    chosen: list[Any] = [part.params for part in recipe.values()]
     n_tokens = flags.nsamples * flags.seqlen
-    topics = params.topics if getattr(params, "mode", "doc") == "topic" else 0
+    topics = max(params.topics if getattr(params, "mode", "doc") == "topic" else 0 for params in chosen)
     return Request(
         model=_model(flags.model, flags.dtype),
         text=text,
@@ -113,7 +118,7 @@ def read_request(flags: Flags) -> Request:
             "dtype": flags.dtype,
             "documents_per_batch": 4,
             "profile": flags.profile,
-            "classes": max(_DEFAULT_CLASSES, getattr(params, _TOKEN_CLASSES, 0)),
+            "classes": max(_DEFAULT_CLASSES, *(getattr(params, _TOKEN_CLASSES, 0) for params in chosen)),
             "topics": {
                 "micro_topics": max(min(_DEFAULT_MICRO_TOPICS, n_tokens), topics),
                 "iterations": 8,
@@ -141,8 +146,11 @@ def _model(name: str, dtype: str) -> dict[str, Any]:
 def _method(flags: Flags) -> str:
     """Return the method that the flags' parameters are for: the MLP's in a hybrid."""
     if flags.prune_method == HYBRID:
-        chosen = flags.hybrid_mlp_method or HYBRID_MLP[0]
-        return ALIASES.get(chosen, chosen)
+        name = flags.hybrid_mlp_method or HYBRID_MLP[0]
+        name = ALIASES.get(name, name)
+        if name not in HYBRID_MLP:
+            raise ParamsError(f"--hybrid-mlp-method {name!r}: expected {' or '.join(HYBRID_MLP)}")
+        return name
     if flags.hybrid_mlp_method:
         raise ParamsError(f"--hybrid-mlp-method: only with --prune_method hybrid, not {flags.prune_method!r}")
     name = ALIASES.get(flags.prune_method, flags.prune_method)
@@ -209,6 +217,11 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
     ratio = 0.5 if flags.sparsity_ratio is None else flags.sparsity_ratio
     if structured_only and kind != "structured":
         raise ParamsError(f"--sparsity_type {kind}: {method} ranks whole neurons; use --sparsity_type structured")
+    if kind == "structured" and not hasattr(scored, "neuron_score"):
+        raise ParamsError(
+            f"--sparsity_type structured: method {method!r} has no neuron score; `neuronrank methods` shows which "
+            f"have one"
+        )
     if flags.use_variant and kind != "unstructured":
         raise ParamsError(f"--use_variant: a rule of unstructured masks, not of {kind}")
     if flags.group and (flags.use_variant or kind != "unstructured"):

@@ -7,7 +7,8 @@ norm of the neuron's gate row in all three modules (`neuron_norm`). With the nor
 score. Structured: gate-row norm^weight_exp * TF^tf_exp * IDF^idf_exp ranks whole neurons.
 
 Source: METHODS section 3.5.
-Differs: a theta other than 0 is rounded to the nearest edge of the sketch's grid, at most 2 % away; unless no a is
+Differs: a theta other than 0 is rounded to the nearest edge of the sketch's grid, at most 2 % away,
+and below 0 an a that equals it counts as active; unless no a is
 below -|theta| it needs profile `full`. `magnitude` does not change a neuron's score: its weight is always the gate
 row's norm.
 """

@@ -59,7 +59,7 @@ def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     Raises:
         DegenerateError: every channel has the same frequency, so that IDF ranks nothing.
     """
-    if params.mode == "doc" and params.threshold == "pooled" and not params.idf_exp:
+    if params.mode == "doc" and not params.idf_exp:
         factor = (tap.total("sum_abs") / tap.n) ** params.tf_exp
     else:
         frequency, n_active, n_groups = _by_document(tap, params) if params.mode == "doc" else _by_topic(tap, params)

@@ -4,7 +4,7 @@
 |-----------------------|----|-----------------------------------------------------------------------------------|
 | `document_sums.py`    | S1 | per document and channel: sum, sum_abs, sum_sq, max_abs                           |
 | `magnitude_sketch.py` | S2 | per channel: log-spaced counts of abs(a), counts of a > 0 and abs(a) > 1e-6       |
-| `class_moments.py`    | S3 | per token class and channel: sum, sum_sq                                          |
+| `class_moments.py`    | S3 | per token class and channel: sum, squared deviations                             |
 | `topic_sums.py`       | S4 | per micro-topic and channel: sum, sum_abs, max_abs                                |
 | `weight_sums.py`      | S5 | per row and column of a weight: sum_abs, sum_sq, max_abs                          |
 | `gram.py`             | S6 | per input tap: the matrix of sums of products of channels; only on request        |
