@@ -339,7 +339,7 @@ def test_the_variance_of_few_like_tokens_survives_the_rounding(collected):
     for layer in (0, 1):
         unrounded = collected(profile="full").tap(layer, "neuron", None).classes(10).variance
         np.testing.assert_allclose(
-            statistics.tap(layer, "neuron", None).classes(10).variance, unrounded, rtol=6e-4, atol=1e-12
+            statistics.tap(layer, "neuron", None).classes(10).variance, unrounded, rtol=1.1e-3, atol=1e-12
         )
     tokens = torch.tensor([[0, 0, 1, 1, 1]])
     accumulator = class_moments.Accumulator(Context(1, PROFILES["full"], tokens, 1, tokens, 0, gram=False))
