@@ -5,14 +5,20 @@ PyTorch has no histogram per channel and its indexed adds run element by element
 Channels are divided among threads, so that the sums of a channel are added in one order whatever the machine.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 _CHANNELS_PER_BLOCK = 64
 
+Loop = TypeVar("Loop", bound=Callable[..., None])
+_compiled: Callable[[Loop], Loop] = numba.njit(parallel=True, cache=True)
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+
+@_compiled
 def add_sketch(
     x: NDArray[np.float32],
     bin_of_code: NDArray[np.int16],
@@ -39,7 +45,7 @@ def add_sketch(
                 octave_sum_abs[channel, octave_of_bin[found]] += abs(x[token, channel])
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def add_moments(
     x: NDArray[np.float32], group: NDArray[np.int64], sums: NDArray[np.float64], sums_sq: NDArray[np.float64]
 ) -> None:
@@ -56,7 +62,7 @@ def add_moments(
                 sums_sq[row, channel] += value * value
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def add_magnitudes(x: NDArray[np.float32], group: NDArray[np.int64], sums: NDArray[np.float64]) -> None:
     """Add |x|, x being (tokens, C), to the sums (G, C) of each token's group."""
     n_tokens, n_channels = x.shape
@@ -69,7 +75,7 @@ def add_magnitudes(x: NDArray[np.float32], group: NDArray[np.int64], sums: NDArr
                 sums[row, channel] += abs(x[token, channel])
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def add_counts(x: NDArray[np.float32], floor: float, positive: NDArray[np.int32], above: NDArray[np.int32]) -> None:
     """Add the numbers of x > 0 and of |x| > floor, x being (tokens, C), to those of each channel, (C,)."""
     n_tokens, n_channels = x.shape
@@ -84,7 +90,7 @@ def add_counts(x: NDArray[np.float32], floor: float, positive: NDArray[np.int32]
                 above[channel] += np.int32(abs(value) > lowest)
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
+@_compiled
 def document_sums(
     x: NDArray[np.float32],
     sums: NDArray[np.float64],

@@ -24,7 +24,7 @@ from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
 from neuronrank.score_store import write_scores
 from neuronrank.scores import score_header
-from neuronrank.zero_shot import ZeroShotParams, load_tasks
+from neuronrank.zero_shot import Tasks, ZeroShotParams, load_tasks
 
 log = logging.getLogger("neuronrank")
 
@@ -64,8 +64,8 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
         NeuronrankError: see the stages.
     """
     _require_free(outputs)
-    tasks = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
-    load_tasks(tasks)  # what is missing is told before anything runs
+    zero_shot = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
+    tasks = load_tasks(zero_shot)  # what is missing is told before anything runs
     cache = outputs.cache or default_cache()
     model = _model(request, cache)
     windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
@@ -89,7 +89,7 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
             "sparsity": made["sparsity"],
             "part_counts": made["parts"],
             "modules": made["modules"],
-            "measured": _measured(model, request, masks, outputs),
+            "measured": _measured(model, request, masks, outputs.perplexity, (tasks, zero_shot)),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
         if outputs.save:
@@ -129,9 +129,16 @@ def _calibration(scored: Scored) -> dict[str, Any]:
     return {**described, "statistics": str(scored.statistics.directory), "profile": manifest["profile"]}
 
 
-def _measured(model: ModelArtifact, request: Request, masks: MaskFile, outputs: Outputs) -> dict[str, Any]:
+def _measured(
+    model: ModelArtifact,
+    request: Request,
+    masks: MaskFile,
+    wants_perplexity: bool,
+    zero_shot: tuple[Tasks, ZeroShotParams],
+) -> dict[str, Any]:
     """Measure the pruned model in memory, as far as it was asked for."""
-    if not (outputs.perplexity or outputs.zero_shot):
+    tasks, options = zero_shot
+    if not (wants_perplexity or tasks):
         return {}
     from transformers import AutoTokenizer
 
@@ -139,9 +146,7 @@ def _measured(model: ModelArtifact, request: Request, masks: MaskFile, outputs: 
     from neuronrank.evaluation import apply_masks_, load_model, window_losses
     from neuronrank.zero_shot import evaluate_tasks
 
-    options = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
-    tasks = load_tasks(options)
-    texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if outputs.perplexity else {}
+    texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if wants_perplexity else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_model(model, getattr(torch, request.collect["dtype"]), device)
     found: dict[str, Any] = {}
