@@ -88,7 +88,11 @@ def spikiness(x: np.ndarray, p: dict) -> np.ndarray:
     """(T, C) -> (C,): mean of the ceil((1 - q) n) largest |x| over the mean."""
     k = math.ceil((1 - p.get("spike_quantile", 0.9)) * len(x) - 1e-9)
     magnitude = np.sort(np.abs(x), axis=0)
-    return np.clip(magnitude[-k:].mean(axis=0) / magnitude.mean(axis=0), 1, p.get("spike_max", 10.0))
+    return np.clip(
+        magnitude[-k:].mean(axis=0) / np.maximum(magnitude.mean(axis=0), p.get("eps", 1e-10)),
+        1,
+        p.get("spike_max", 10.0),
+    )
 
 
 def flat(x: np.ndarray) -> np.ndarray:
@@ -100,7 +104,7 @@ def wanda_select(layer: Layer, tap: str, p: dict, idf_exp: float, spikiness_exp:
     x = flat(layer.taps[tap])
     norms = np.sqrt((x**2).sum(axis=0))
     share = n_active_tokens(x, p) / len(x)
-    idf = np.array([min(max(math.log(1 / max(s, 1e-10)), 0), p.get("idf_max", 10.0)) for s in share])
+    idf = np.array([min(max(math.log(1 / max(s, p.get("eps", 1e-10))), 0), p.get("idf_max", 10.0)) for s in share])
     idf = idf + 1 if p.get("smooth") else idf
     factor = norms * idf**idf_exp if idf_exp else norms
     return factor * spikiness(x, p) ** spikiness_exp if spikiness_exp else factor

@@ -18,6 +18,7 @@ SELECT = {
     "idf_max": [0.3, 0.8],
     "spike_quantile": [0.5, 0.95],
     "spike_max": [1.5, 2.0],
+    "eps": [0.5, 0.8],
 }
 CLASS = {"weight_exp": [0.5, 2.0], "classes": [FEWER_CLASSES], "element": [False]}
 VARIANCE = {
@@ -36,7 +37,7 @@ KNOBS = {
     "neuronrank_tfidf": {
         "mode": ["topic"],
         "topics": [FEWER_TOPICS],
-        "axis": ["input"],
+        "axis": ["input", "gate_pre"],
         "weight_exp": [0.0, 0.5],
         "tf_exp": [0.5, 1.5],
         "idf_exp": [0.0, -1.0, 2.0],
@@ -46,6 +47,7 @@ KNOBS = {
         "kappa": [0.8, 1.1],
         "spike_quantile": [0.5, 0.95],
         "spike_max": [1.5, 2.0],
+        "eps": [1.5, 3.0],
         "nsamples": [SAMPLES],
     },
     "neuronrank_old": {
@@ -53,7 +55,7 @@ KNOBS = {
         "tf_exp": [0.0, 1.5],
         "idf_exp": [0.0, 2.0],
         "threshold": ["sign", "pooled", "relative"],
-        "theta": [0.3, 0.6],
+        "theta": [0.3, 0.6, -0.05],
         "q_active": [0.3, 0.8],
         "kappa": [0.5, 1.5],
         "magnitude": ["row_norm", "neuron_norm"],
@@ -75,6 +77,7 @@ NEEDS = {
     "topics": {"mode": "topic"},
     "spike_quantile": {"spikiness_exp": 1.0, "spike_max": 100.0},
     "spike_max": {"spikiness_exp": 1.0},
+    "eps": {"spikiness_exp": 1.0, "spike_max": 100.0},
     "smooth": {"idf_exp": 1.0},
     "idf_max": {"idf_exp": 1.0},
     "variance_exp": {"magnitude_multi": 0.1},

@@ -127,13 +127,17 @@ def test_the_same_document_frequency_everywhere_is_refused(tmp_path):
 
 def test_a_silent_tap_is_refused(tmp_path):
     opened = statistics(tmp_path, {("mlp_in", "sum_sq"): [[0, 0, 0, 0]]}, [UP])
-    with pytest.raises(DegenerateError, match=r"layer 0, tap 'mlp_in': the wanda factor is zero in all 4 channels"):
+    with pytest.raises(
+        DegenerateError, match=r"up: the wanda factor of layer 0, tap 'mlp_in' is zero in all 4 channels"
+    ):
         compute_factors(opened, recipe({"method": "wanda"}))
 
 
 def test_infinite_factors_are_refused(tmp_path):
     opened = statistics(tmp_path, {("neuron", "sum_abs"): [[0, 30], [0, 20], [0, 90]]}, [UP])
-    with pytest.raises(NotFiniteError, match=r"tap 'neuron': the neuronrank_tfidf factor is NaN or infinite in 1 of 2"):
+    with pytest.raises(
+        NotFiniteError, match=r"neuronrank_tfidf factor of layer 0, tap 'neuron' is NaN or infinite in 1 of 2"
+    ):
         compute_factors(opened, recipe({"method": "neuronrank_tfidf", "tf_exp": -1.0}))
 
 
@@ -152,8 +156,15 @@ def test_groups_that_cannot_rank_are_refused():
 
 def test_a_constant_factor_is_refused(tmp_path):
     opened = statistics(tmp_path, {("mlp_in", "sum_sq"): [[4, 4, 4, 4]]}, [UP])
-    with pytest.raises(DegenerateError, match="the wanda factor is the same in all 4 channels: it cannot rank"):
+    with pytest.raises(DegenerateError, match=r"up: the wanda factor of .* is the same in all 4 channels"):
         compute_factors(opened, recipe({"method": "wanda"}))
+
+
+def test_a_constant_factor_of_one_is_refused_unless_every_exponent_is_zero(tmp_path):
+    opened = statistics(tmp_path, {("mlp_in", "sum_sq"): [[1, 1, 1, 1]]}, [UP])
+    with pytest.raises(DegenerateError, match="is the same in all 4 channels: it cannot rank"):
+        compute_factors(opened, recipe({"method": "wanda"}))
+    assert compute_factors(opened, recipe({"method": "wanda", "activation_exp": 0.0})) == {}
 
 
 def test_equal_scores_are_refused():

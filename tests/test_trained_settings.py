@@ -1,7 +1,7 @@
 """Every method at two settings of each parameter, from the artifact that the pipeline made, without any model.
 
 Needs `artifacts/model` and `artifacts/statistics`: `make test-slow` makes them first. Only the MLP of the last layer is
-scored and pruned, so that all settings take minutes; profile `standard` holds all that they read.
+scored and pruned, so that all settings take minutes; profile `standard` holds nearly all that they read.
 """
 
 import numpy as np
@@ -23,7 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
 NUMBERS = {"CLASSES": 512, "FEWER_CLASSES": 64, "TOPICS": 64, "FEWER_TOPICS": 16, "SAMPLES": 16}
 PATTERN = {"rule": "unstructured", "sparsity": 0.5, "group": "module", "attention": False}
 STRUCTURED = {"rule": "structured", "sparsity": 0.3}
-ONLY_FULL = {("threshold", "sign", "topic")}
+STORED = [pair for pair in PAIRS if pair[1].get("axis") != "gate_pre" and pair[1].get("theta", 0.0) >= 0]
+"""All that profile `standard` holds the statistics of; `full` is tested on the tiny model."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def bits(statistics, model, part) -> np.ndarray:
     return np.concatenate([mask.keep.ravel() for mask in iter_masks(model, factors, header, pattern)])
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=[" ".join(f"{k}={v}" for k, v in o.items()) for _, o in PAIRS])
+@pytest.mark.parametrize(("one", "other"), STORED, ids=[" ".join(f"{k}={v}" for k, v in o.items()) for _, o in STORED])
 def test_every_setting_changes_the_mask_without_a_forward(shipped, model, no_forward, one, other):  # noqa: F811
     masks = [bits(shipped, model, filled(part, NUMBERS)) for part in (one, other)]
     moved = np.mean(masks[0] != masks[1])

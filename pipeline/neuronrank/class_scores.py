@@ -1,19 +1,51 @@
 """What the methods that compare token classes share."""
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.scoring import ClassParams, Element
+from neuronrank.tap_statistics import TapStatistics
+from neuronrank.token_classes import ClassMoments
 
+Vector = NDArray[np.float64]
 LOWEST = 1e-6
 
 
-def element_of(params: ClassParams) -> Element:
-    """Return how single weights are scored: times the factor, or the factor alone."""
-    return Element(params.weight_exp if params.element else 0.0, "neuron")
+def ranked_by(
+    class_score: Callable[[ClassMoments, Any], Vector],
+) -> tuple[
+    Callable[[str, ClassParams], Element],
+    Callable[[TapStatistics, ClassParams], Vector],
+    Callable[[TapStatistics, Vector, ClassParams], Vector],
+]:
+    """Return `element`, `channel_factor` and `neuron_score` of a method that scores neurons by their class moments.
+
+    Args:
+        class_score: moments and the method's parameters -> (C,).
+    """
+
+    @lru_cache(maxsize=1)  # a layer's score is asked for as factor, then as neuron score
+    def scored(tap: TapStatistics, params: ClassParams) -> Vector:
+        return class_score(tap.classes(params.classes), params)
+
+    def element(_part: str, params: ClassParams) -> Element:
+        return Element(params.weight_exp if params.element else 0.0, "neuron")
+
+    def channel_factor(tap: TapStatistics, params: ClassParams) -> Vector:
+        score = scored(tap, params)
+        return relative_to_mean(score) if params.element else score
+
+    def neuron_score(tap: TapStatistics, _gate_norm: Vector, params: ClassParams) -> Vector:
+        return scored(tap, params)
+
+    return element, channel_factor, neuron_score
 
 
-def relative_to_mean(score: NDArray[np.float64]) -> NDArray[np.float64]:
+def relative_to_mean(score: Vector) -> Vector:
     """Return max(J / mean(J), 1e-6); what is not finite or all zero stays so, to be refused by name."""
     mean = score.mean()
     return np.maximum(score / mean, LOWEST) if mean > 0 and np.isfinite(mean) else score

@@ -1,5 +1,6 @@
 """Cached statistics -> score factors: vectors for the rows or columns of every module, and for the neurons."""
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -32,58 +33,74 @@ def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
         MismatchError: a factor's width is not the module's; or more was asked for than is stored.
         ParamsError: a kind of weight that the part does not have.
     """
-    known: dict[tuple[str, int, str, str], Vector] = {}
     factors: Factors = {}
-    for module in statistics.modules:
-        part = recipe[module.part]
-        element = part.method.element(module.part, part.params)
-        if element is None or element.channels is None:
+    first = gates(statistics)
+    for layer, modules in groupby(statistics.modules, key=lambda module: module.layer):
+        known: dict[tuple[str, str, str], Vector] = {}
+        for module in modules:
+            factors |= _module_factors(statistics, module, recipe[module.part], known)
+        if layer in first:
+            factors |= _neuron_scores(statistics, first[layer], recipe["mlp"])
+    return factors
+
+
+def _module_factors(
+    statistics: Statistics, module: Module, part: RecipePart, known: dict[tuple[str, str, str], Vector]
+) -> Factors:
+    """Return one module's factor and term.
+
+    Args:
+        statistics: an opened artifact.
+        module: which.
+        part: method and parameters.
+        known: what other modules of the layer have asked for; added to.
+    """
+    element = part.method.element(module.part, part.params)
+    if element is None or element.channels is None:
+        return {}
+    tap, axis = _placement(module, element)
+    width = module.shape[0 if axis == "row" else 1]
+    found: Factors = {}
+    for function, suffix in (("channel_factor", ""), ("channel_term", "_term")):
+        if not hasattr(part.method, function):
             continue
-        tap, axis = _placement(module, element)
-        for function, suffix in (("channel_factor", ""), ("channel_term", "_term")):
-            if not hasattr(part.method, function):
-                continue
-            key = (module.part, module.layer, tap, function)
-            if key not in known:
-                opened = statistics.tap(module.layer, tap, getattr(part.params, "nsamples", None))
-                with np.errstate(all="ignore"):  # what is not finite is refused below, by name
-                    known[key] = getattr(part.method, function)(opened, part.params)
-                _require_ranking(known[key], f"{opened.where}: the {part.params.method} factor")
-            factor = known[key]
-            if element.weight != "element":
-                factor = factor * _weight_norm(statistics, module, element) ** element.weight_exp
-            width = module.shape[0 if axis == "row" else 1]
-            if factor.shape != (width,):
-                raise MismatchError(
-                    f"{module.name}: its {axis} factor has {factor.size} channels, its weight has {width}. "
-                    f"Statistics of another model? Run: dvc repro collect"
-                )
-            factors[f"{module.name}.{axis}{suffix}"] = factor.astype(np.float32)
-    return factors | _neuron_scores(statistics, recipe["mlp"])
+        opened = statistics.tap(module.layer, tap, getattr(part.params, "nsamples", None))
+        if (module.part, tap, function) not in known:
+            with np.errstate(all="ignore"):  # what is not finite is refused below, by name
+                known[module.part, tap, function] = getattr(part.method, function)(opened, part.params)
+        vector = known[module.part, tap, function]
+        if element.weight != "element":
+            vector = vector * _weight_norm(statistics, module, element) ** element.weight_exp
+        kind = "term" if suffix else "factor"
+        _require_ranking(vector, f"{module.name}: the {part.params.method} {kind} of {opened.where}", bool(suffix))
+        if vector.shape != (width,):
+            raise MismatchError(
+                f"{module.name}: its {axis} {kind} has {vector.size} channels, its weight has {width}. "
+                f"Statistics of another model? Run: dvc repro collect"
+            )
+        found[f"{module.name}.{axis}{suffix}"] = vector.astype(np.float32)
+    return found
 
 
-def _neuron_scores(statistics: Statistics, part: RecipePart) -> Factors:
+def _neuron_scores(statistics: Statistics, gate: Module, part: RecipePart) -> Factors:
     """Return `neurons.<layer>` -> (F,), nothing when the method does not rank neurons."""
     if not hasattr(part.method, "neuron_score"):
         return {}
-    scores: Factors = {}
-    for gate in gates(statistics):
-        opened = statistics.tap(gate.layer, gate.neuron_tap, getattr(part.params, "nsamples", None))
-        norm = np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
-        with np.errstate(all="ignore"):
-            score = part.method.neuron_score(opened, norm, part.params)
-        _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
-        scores[f"neurons.{gate.layer}"] = score.astype(np.float32)
-    return scores
+    opened = statistics.tap(gate.layer, gate.neuron_tap, getattr(part.params, "nsamples", None))
+    norm = np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
+    with np.errstate(all="ignore"):
+        score = part.method.neuron_score(opened, norm, part.params)
+    _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
+    return {f"neurons.{gate.layer}": score.astype(np.float32)}
 
 
-def gates(statistics: Statistics) -> list[Module]:
-    """Return of every layer the module whose rows are the MLP's neurons: gate, or the first of a plain MLP."""
+def gates(statistics: Statistics) -> dict[int, Module]:
+    """Return layer -> the module whose rows are the MLP's neurons: gate, or the first of a plain MLP."""
     found: dict[int, Module] = {}
     for module in statistics.modules:
         if module.part == "mlp" and module.neuron_axis == "row":
             found.setdefault(module.layer, module)
-    return list(found.values())
+    return found
 
 
 def _placement(module: Module, element: Element) -> tuple[str, str]:
@@ -101,12 +118,11 @@ def _weight_norm(statistics: Statistics, module: Module, element: Element) -> Ve
         return np.sqrt(statistics.weight_sums(module.name, f"{module.neuron_axis}_sum_sq").astype(np.float64))
     if module.part != "mlp":
         raise ParamsError(f"{module.name}: magnitude neuron_norm is the norm of a gate row; attention has none")
-    gate = next(gate for gate in gates(statistics) if gate.layer == module.layer)
-    return np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
+    return np.sqrt(statistics.weight_sums(gates(statistics)[module.layer].name, "row_sum_sq").astype(np.float64))
 
 
-def _require_ranking(factor: Vector, what: str) -> None:
-    """Refuse a factor that is not finite as float32, all zero, or constant."""
+def _require_ranking(factor: Vector, what: str, is_term: bool = False) -> None:
+    """Refuse a factor that is not finite as float32, all zero, or constant; a term may be constant."""
     with np.errstate(all="ignore"):
         stored = factor.astype(np.float32)
     n_bad = np.count_nonzero(~np.isfinite(stored))
@@ -117,7 +133,7 @@ def _require_ranking(factor: Vector, what: str) -> None:
         )
     if not stored.any():
         raise DegenerateError(f"{what} is zero in all {stored.size} channels: the tap was silent, it cannot rank")
-    if stored.size > 1 and stored[0] != 1 and (stored == stored[0]).all():
+    if stored.size > 1 and not is_term and (stored == stored[0]).all():
         raise DegenerateError(f"{what} is the same in all {stored.size} channels: it cannot rank")
 
 

@@ -19,11 +19,11 @@ from pydantic import Field
 from neuronrank.document_frequency import document_frequency
 from neuronrank.errors import DegenerateError
 from neuronrank.params import Section
+from neuronrank.scoring import Element, WeightedParams
 from neuronrank.sketch import nearest_edge
 from neuronrank.tap_statistics import TapStatistics
 
 Vector = NDArray[np.float64]
-EPS = 1e-10
 
 
 class ThresholdParams(Section):
@@ -44,6 +44,8 @@ class SpikinessParams(Section):
     """The mean over the values above this quantile is compared with the mean."""
     spike_max: float = Field(default=10.0, ge=1, allow_inf_nan=False)
     """Upper clip; the lower one is 1."""
+    eps: float = Field(default=1e-10, gt=0, allow_inf_nan=False)
+    """The least mean, and share of tokens, that is divided by."""
 
 
 def active_tokens(tap: TapStatistics, threshold: str, q_active: float, kappa: float) -> Vector:
@@ -68,10 +70,11 @@ def active_tokens(tap: TapStatistics, threshold: str, q_active: float, kappa: fl
 def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
     """Return R, (C,): the mean of the ceil((1 - q) n) largest |a| over the mean of |a|, clipped to [1, spike_max].
 
-    The top mean comes from the sketch: at spike_quantile 0.9 measured within 1.1 % (see `sketch.py`).
+    The mean counts as at least eps. The top mean comes from the sketch: at spike_quantile 0.9 measured within 1.1 %
+    (see `sketch.py`).
     """
-    mean = tap.total("sum_abs") / tap.n
-    return np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / (mean + EPS), 1, params.spike_max))
+    mean = np.maximum(tap.total("sum_abs") / tap.n, params.eps)
+    return np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / mean, 1, params.spike_max))
 
 
 def active_groups(
@@ -105,26 +108,38 @@ def require_varying(counts: NDArray[np.generic], where: str, groups: str) -> Non
         )
 
 
-class SelectivityParams(ThresholdParams, SpikinessParams):
+class SelectivityParams(WeightedParams, ThresholdParams, SpikinessParams):
     """Of Wanda with inverse frequency and spikiness."""
 
+    idf_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of IDF; 0 leaves it out."""
+    spikiness_exp: float = Field(default=1.0, allow_inf_nan=False)
+    """Exponent of R; 0 leaves it out."""
     smooth: bool = False
     """ln(1/p) + 1 instead of ln(1/p)."""
     idf_max: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Upper clip of ln(1/p)."""
 
 
-def wanda_selectivity(tap: TapStatistics, idf_exp: float, spikiness_exp: float, params: SelectivityParams) -> Vector:
+def element(_part: str, params: SelectivityParams) -> Element:
+    """Score single weights, with a factor per input channel."""
+    return Element(params.weight_exp, "input")
+
+
+def channel_factor(tap: TapStatistics, params: SelectivityParams) -> Vector:
     """Return ||x_j||_2 * IDF_j^idf_exp * R_j^spikiness_exp, (I,); an exponent of 0 is a factor of exactly 1.
 
     IDF_j = clip(ln(1/p_j), 0, idf_max), p_j the share of tokens with |x_tj| above the threshold (METHODS 3.2).
+
+    Raises:
+        DegenerateError: every channel is active on the same number of tokens, so that IDF ranks nothing.
     """
     factor = np.sqrt(tap.total("sum_sq"))
-    if idf_exp != 0:
+    if params.idf_exp != 0:
         active = active_tokens(tap, params.threshold, params.q_active, params.kappa)
         require_varying(active, tap.where, f"{tap.n} tokens")
-        idf = np.clip(np.log(1 / np.maximum(active / tap.n, EPS)), 0, params.idf_max)
-        factor = factor * (idf + 1 if params.smooth else idf) ** idf_exp
-    if spikiness_exp != 0:
-        factor = factor * spikiness(tap, params) ** spikiness_exp
+        idf = np.clip(np.log(1 / np.maximum(active / tap.n, params.eps)), 0, params.idf_max)
+        factor = factor * (idf + 1 if params.smooth else idf) ** params.idf_exp
+    if params.spikiness_exp != 0:
+        factor = factor * spikiness(tap, params) ** params.spikiness_exp
     return np.asarray(factor)

@@ -7,14 +7,12 @@ Source: METHODS section 3.6.
 Differs: nothing.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.class_scores import element_of, relative_to_mean
-from neuronrank.scoring import ClassParams, Element
-from neuronrank.tap_statistics import TapStatistics
+from neuronrank.class_scores import ranked_by
+from neuronrank.scoring import ClassParams
+from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
@@ -25,23 +23,10 @@ class Params(ClassParams):
     """Number of classes, and whether single weights count."""
 
 
-def element(part: str, params: Params) -> Element:
-    """Score single weights, with a factor per neuron."""
-    del part
-    return element_of(params)
+def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+    """Return B per neuron, (C,)."""
+    del params
+    return moments.between()
 
 
-def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, relative to its mean when it multiplies weights, (C,)."""
-    return relative_to_mean(_score(tap, params)) if params.element else _score(tap, params)
-
-
-def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, (F,)."""
-    del gate_norm
-    return _score(tap, params)
-
-
-@lru_cache(maxsize=2)  # asked for as factor and as neuron score
-def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    return tap.classes(params.classes).between()
+element, channel_factor, neuron_score = ranked_by(class_score)

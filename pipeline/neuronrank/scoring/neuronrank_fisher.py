@@ -8,15 +8,13 @@ Source: METHODS section 3.6.
 Differs: both sums run over the same tokens, the others included; some earlier versions left them out of one.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from neuronrank.class_scores import element_of, relative_to_mean
-from neuronrank.scoring import ClassParams, Element
-from neuronrank.tap_statistics import TapStatistics
+from neuronrank.class_scores import ranked_by
+from neuronrank.scoring import ClassParams
+from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
@@ -30,24 +28,9 @@ class Params(ClassParams):
     """Added to a variance before dividing by it."""
 
 
-def element(part: str, params: Params) -> Element:
-    """Score single weights, with a factor per neuron."""
-    del part
-    return element_of(params)
-
-
-def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, relative to its mean when it multiplies weights, (C,)."""
-    return relative_to_mean(_score(tap, params)) if params.element else _score(tap, params)
-
-
-def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, (F,)."""
-    del gate_norm
-    return _score(tap, params)
-
-
-@lru_cache(maxsize=2)  # asked for as factor and as neuron score
-def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    moments = tap.classes(params.classes)
+def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+    """Return J per neuron, (C,)."""
     return np.asarray(moments.between() / (moments.within() + params.eps))
+
+
+element, channel_factor, neuron_score = ranked_by(class_score)

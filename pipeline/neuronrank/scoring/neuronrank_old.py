@@ -51,7 +51,8 @@ class Params(WeightedParams):
 def element(part: str, params: Params) -> Element:
     """Score single weights, with a factor per neuron."""
     del part
-    return Element(params.weight_exp, "neuron", weight=params.magnitude)
+    has_factor = params.tf_exp or params.idf_exp or params.magnitude != "element"
+    return Element(params.weight_exp, "neuron" if has_factor else None, weight=params.magnitude)
 
 
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:

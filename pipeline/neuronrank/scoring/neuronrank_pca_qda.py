@@ -9,15 +9,13 @@ Source: METHODS section 3.6.
 Differs: scores are carried back by squared loadings only: a signed half would depend on an arbitrary eigenvector sign.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
-from neuronrank.class_scores import element_of, relative_to_mean
-from neuronrank.scoring import ClassParams, Element
-from neuronrank.tap_statistics import TapStatistics
+from neuronrank.class_scores import ranked_by
+from neuronrank.scoring import ClassParams
+from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
@@ -35,26 +33,8 @@ class Params(ClassParams):
     """At most so many, and no more than the class means span."""
 
 
-def element(part: str, params: Params) -> Element:
-    """Score single weights, with a factor per neuron."""
-    del part
-    return element_of(params)
-
-
-def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, relative to its mean when it multiplies weights, (C,)."""
-    return relative_to_mean(_score(tap, params)) if params.element else _score(tap, params)
-
-
-def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, (F,)."""
-    del gate_norm
-    return _score(tap, params)
-
-
-@lru_cache(maxsize=2)  # asked for as factor and as neuron score
-def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    moments = tap.classes(params.classes)
+def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+    """Return J per neuron, (C,)."""
     several = moments.count > 1
     share, deviation = moments.share[several], (moments.mean - moments.joint_mean)[several]
     rows = np.sqrt(share) * deviation
@@ -65,3 +45,6 @@ def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     projected_variance = moments.variance[several] @ directions**2
     scores = (share * (deviation @ directions) ** 2 / (projected_variance + params.eps)).sum(axis=0)
     return np.asarray(directions**2 @ scores)
+
+
+element, channel_factor, neuron_score = ranked_by(class_score)

@@ -7,15 +7,13 @@ Source: METHODS section 3.6.
 Differs: nothing.
 """
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from neuronrank.class_scores import element_of, relative_to_mean
-from neuronrank.scoring import ClassParams, Element
-from neuronrank.tap_statistics import TapStatistics
+from neuronrank.class_scores import ranked_by
+from neuronrank.scoring import ClassParams
+from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
@@ -29,26 +27,11 @@ class Params(ClassParams):
     """Added to a variance before dividing by it."""
 
 
-def element(part: str, params: Params) -> Element:
-    """Score single weights, with a factor per neuron."""
-    del part
-    return element_of(params)
-
-
-def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, relative to its mean when it multiplies weights, (C,)."""
-    return relative_to_mean(_score(tap, params)) if params.element else _score(tap, params)
-
-
-def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
-    """Return the class score per neuron, (F,)."""
-    del gate_norm
-    return _score(tap, params)
-
-
-@lru_cache(maxsize=2)  # asked for as factor and as neuron score
-def _score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    moments = tap.classes(params.classes)
+def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+    """Return Q per neuron, (C,)."""
     several = moments.count > 1
     distance = (moments.mean - moments.joint_mean)[several] ** 2 / (moments.variance[several] + params.eps)
     return np.asarray((moments.share[several] * distance).sum(axis=0))
+
+
+element, channel_factor, neuron_score = ranked_by(class_score)

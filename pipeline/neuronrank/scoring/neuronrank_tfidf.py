@@ -50,7 +50,8 @@ class Params(SampledParams, ThresholdParams, SpikinessParams):
 def element(part: str, params: Params) -> Element:
     """Score single weights, with a factor per channel of the axis."""
     del part
-    return Element(params.weight_exp, params.axis)
+    has_factor = params.tf_exp or params.idf_exp or params.spikiness_exp
+    return Element(params.weight_exp, params.axis if has_factor else None)
 
 
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:

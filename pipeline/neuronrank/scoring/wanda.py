@@ -27,7 +27,7 @@ class Params(SampledParams):
 def element(part: str, params: Params) -> Element:
     """Score single weights, with a factor per input channel."""
     del part
-    return Element(params.weight_exp, "input")
+    return Element(params.weight_exp, "input" if params.activation_exp else None)
 
 
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:

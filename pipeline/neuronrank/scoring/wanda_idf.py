@@ -8,34 +8,20 @@ Differs: earlier single-script versions took a quantile of each channel's own si
 threshold, so that IDF was constant.
 """
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from neuronrank.scoring import Element, WeightedParams
-from neuronrank.selectivity import SelectivityParams, wanda_selectivity
-from neuronrank.tap_statistics import TapStatistics
+from neuronrank import selectivity
 
 PARTS = ("attention", "mlp")
 READS = "sum_sq, sketch and counts of inputs"
 DEFAULT_GROUP = "row"
 
 
-class Params(WeightedParams, SelectivityParams):
-    """Exponents, threshold and clips."""
+class Params(selectivity.SelectivityParams):
+    """The other exponent is 0 unless it is given."""
 
-    idf_exp: float = Field(default=1.0, allow_inf_nan=False)
-    """Exponent of IDF; 0 leaves it out."""
     spikiness_exp: float = Field(default=0.0, allow_inf_nan=False)
     """Exponent of R; 0 leaves it out."""
 
 
-def element(part: str, params: Params) -> Element:
-    """Score single weights, with a factor per input channel."""
-    del part
-    return Element(params.weight_exp, "input")
-
-
-def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
-    """Return ||x_j||_2 * IDF_j^idf_exp * R_j^spikiness_exp per input channel, (I,)."""
-    return wanda_selectivity(tap, params.idf_exp, params.spikiness_exp, params)
+element, channel_factor = selectivity.element, selectivity.channel_factor
