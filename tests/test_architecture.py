@@ -178,6 +178,29 @@ def test_every_fault_of_a_parameter_file_is_told_at_once(tmp_path):
     assert "sweep.recipes: 'wnada' is not in recipes, did you mean 'wanda'?" in message
 
 
+def test_recipes_that_the_planned_statistics_cannot_serve_are_told(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["collect"]["classes"] = 100
+    params["recipes"]["tfidf"]["mlp"]["axis"] = "gate_pre"
+    params["recipes"]["tfidf_topic"]["mlp"]["topics"] = 129
+    params["recipes"]["wanda"]["mlp"]["nsamples"] = 65
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as caught:
+        check_params(tmp_path / "params.yaml")
+    lines = str(caught.value).splitlines()
+    for recipe, said in (
+        ("tfidf", "profile 'standard' keeps no gate_pre/tf_sum, which is needed. Set collect.profile: full"),
+        ("tfidf_topic", "holds 128 micro-topics, 129 topics were asked for. Raise collect.topics.micro_topics"),
+        ("wanda", "holds 64 documents, nsamples 65 were asked for"),
+        ("fisher", "holds 100 token classes, 512 were asked for. Raise collect.classes"),
+    ):
+        assert any(line.startswith(f"recipes.{recipe}: ") and said in line for line in lines), lines
+    assert not any(line.startswith("recipes.wanda_idf: ") for line in lines)
+
+
 def test_a_key_that_comes_twice_is_refused(tmp_path):
     from neuronrank.errors import ParamsError
     from neuronrank.params import read_params

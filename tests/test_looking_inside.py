@@ -12,9 +12,10 @@ from neuronrank import registry
 from neuronrank.cli import main
 from neuronrank.describing_methods import method_description, method_parameters, methods_table
 from neuronrank.inspecting import describe
+from neuronrank.model_shape import Sizes
 from neuronrank.presets import ALIASES, PRESET_METHOD, PRESETS
 from neuronrank.profiles import PROFILES
-from neuronrank.sizing import Measured, PlannedArray, Sizes, estimated_bytes, measure, planned_arrays
+from neuronrank.sizing import Measured, PlannedArray, estimated_bytes, measure, planned_arrays
 from neuronrank.statistics_store import Statistics
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.stored_arrays import StoredArray, kind_of, stored_arrays, total_bytes

@@ -20,7 +20,10 @@ def result(finished_project):
     old = {"method": "neuronrank_old"}
     params["recipes"]["old"] = {"attention": {"method": "none"}, "mlp": old}
     params["recipes"]["structured"] = {"attention": {"method": "none"}, "mlp": {"method": "neuronrank", "classes": 10}}
+    params["recipes"]["attention"] = {"attention": {"method": "wanda"}, "mlp": {"method": "none"}}
     params["patterns"]["neurons"] = {"rule": "structured", "sparsity": 0.25}
+    params["patterns"]["untied"] = {"rule": "unstructured", "sparsity": 0.5, "lm_head": True, "untie_lm_head": True}
+    params["patterns"]["mlp"] = {"rule": "unstructured", "sparsity": 0.5, "attention": False}
     tokens = finished_project.artifacts / "tokens"
     evaluation = {path.stem: read_windows(path) for path in sorted((tokens / "evaluation").glob("*.safetensors"))}
     calibration = read_windows(tokens / "calibration/windows.safetensors")
@@ -31,8 +34,17 @@ def result(finished_project):
 
 def test_every_recipe_meets_every_pattern_that_it_can(result):
     found = {(row["recipe"], row["pattern"]) for row in result["rows"]}
-    plain = {(recipe, pattern) for recipe in ("wanda", "hybrid", "old") for pattern in ("50pct", "2of4")}
-    assert found == plain | {("old", "neurons"), ("structured", "neurons")}
+    plain = {
+        (recipe, pattern) for recipe in ("wanda", "hybrid", "old") for pattern in ("50pct", "2of4", "untied", "mlp")
+    }
+    attention = {("attention", pattern) for pattern in ("50pct", "2of4", "untied")}
+    assert found == plain | attention | {("old", "neurons"), ("structured", "neurons")}
+
+
+def test_an_untied_head_leaves_the_next_row_as_it_was(result):
+    rows = {(row["recipe"], row["pattern"]): row["perplexity"]["wiki"] for row in result["rows"]}
+    assert rows["old", "50pct"] == rows["old", "mlp"]  # the same mask, before and after the untied row
+    assert rows["old", "untied"] != rows["old", "50pct"]
 
 
 def test_the_figures_are_those_of_the_pipeline(result, finished_project):

@@ -1,6 +1,8 @@
 """`neuronrank run` on the tiny model: flags, reuse of statistics, what is left behind, and what is refused."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from neuronrank import registry
+from neuronrank import collecting, registry
 from neuronrank.cli import main
 from neuronrank.mask_store import MaskFile
+from neuronrank.oneshot.command import in_flags
 from neuronrank.oneshot.request import Flags, read_request
 from neuronrank.presets import ALIASES
 
@@ -192,6 +195,63 @@ def test_a_tied_head_is_refused_unless_untied_on_request(run, tmp_path):
 )
 def test_bad_flags_are_named(run, flags, message):
     refused(run("--prune_method", *flags), message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["wanda_idf", "--profile", "lean"], "keeps no attn_in/sketch_count, which is needed. Give --profile standard"),
+        (
+            ["neuronrank_tfidf", "--nr-axis", "gate_pre"],
+            "keeps no gate_pre/tf_sum, which is needed. Give --profile full",
+        ),
+        (["wanda", "--set", "nsamples=13"], "holds 12 documents, nsamples 13 were asked for. Raise --nsamples"),
+        (["wanda", "--nr-prune-lm-head"], "ask for an own copy: --untie-lm-head"),
+        (["wanda", "--pruning_last", "3"], "pruning_last 3: the model has 2 layers"),
+        (["neuronrank_tfidf", "--nr-skip-mlp", "--nr-skip-attention"], "leave nothing to prune"),
+        (["neuronrank_old", "--nr-skip-mlp"], "nothing to prune: recipe 'neuronrank_old' scores nothing"),
+        (["hybrid", "--nr-include-attention", "--nr-skip-attention"], "-attention contradict each other"),
+        (["neuronrank_tfidf", "--nr-tfidf-k", "8"], "topics does nothing with mode 'doc'"),
+        (["neuronrank_old", "--nr-q-active", "0.5"], "q_active does nothing with threshold 'theta'"),
+        (["wanda_idf", "--threshold", "sign", "--set", "kappa=2.0"], "kappa does nothing with threshold 'sign'"),
+        (["wanda", "--eval-text", "x.txt"], "--eval-text: nothing is measured on it; add --eval-perplexity"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_forward_pass(run, tmp_path, monkeypatch, flags, message):
+    monkeypatch.setattr(collecting, "collect_statistics", lambda *_a, **_k: pytest.fail("collected"))
+    result = run("--prune_method", *flags, cache=tmp_path / "cache")
+    refused(result, message)
+    assert "dvc" not in result.output
+    assert "params.yaml" not in result.output
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(collecting, "collect_statistics", lambda *_a, **_k: pytest.fail("collected"))
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file/out", tmp_path / "file"):
+        refused(run("--prune_method", "wanda", "--save", str(place), cache=tmp_path / "cache"), f"{tmp_path}/file")
+
+
+def test_messages_name_flags_in_place_of_parameters_and_stages():
+    for message, said in (
+        ("x: holds 2 documents. Raise prepare.calibration_windows and run: dvc repro collect", "Raise --nsamples"),
+        ("x: corrupt. Run: dvc repro collect score", "x: corrupt"),
+        (
+            "x: holds 9 token classes, 12 were asked for. Raise collect.classes (a, b) and run: dvc repro collect",
+            "Lower",
+        ),
+        ("Try collect.dtype: float32", "Try --dtype float32"),
+    ):
+        assert said in in_flags(message)
+        assert not re.search(r"dvc|collect\.|prepare\.|and$", in_flags(message))
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(run, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps({**config, "vocab_size": 20}))
+    result = run("--prune_method", "wanda", model=tmp_path / "model", cache=tmp_path / "cache")
+    refused(result, "its model knows 20 tokens")
 
 
 def test_a_model_that_is_not_there(run):

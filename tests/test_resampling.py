@@ -249,14 +249,19 @@ def test_lean_answers_exactly_as_standard(collected, part):
 
 @pytest.mark.parametrize("part", LEAN + STANDARD)
 def test_standard_answers_as_full_but_for_its_rounding(collected, part):
-    """Document sums to 16 bits, class sums to 12, topics to 10, classes' squared deviations to 9, octaves to 8."""
+    """Document sums to 16 bits, class sums to 11, topics to 9, classes' squared deviations and octaves to 8.
+
+    A topic's mean that near to the threshold may count on one side only.
+    """
     standard, full = (factors(collected(profile=profile), **part) for profile in ("standard", "full"))
     assert standard.keys() == full.keys()
     kept_in_documents = "classes" not in part and part.get("mode") != "topic" and not part["method"].endswith("select")
     coarse = "classes" in part or part["method"].endswith("select")
     tolerance = 3 * HALF_ULP_OF_16_BITS if kept_in_documents else 1e-2 if coarse else 1e-3
+    at_the_threshold = 0.07 if part.get("mode") == "topic" else 0.0
     for name, values in full.items():
-        np.testing.assert_allclose(standard[name], values, rtol=tolerance, err_msg=name)
+        off = ~np.isclose(standard[name], values, rtol=tolerance, atol=0)
+        assert off.mean() <= at_the_threshold, (name, standard[name][off], values[off])
 
 
 def test_only_full_is_not_rounded(collected):
@@ -339,7 +344,7 @@ def test_the_variance_of_few_like_tokens_survives_the_rounding(collected):
     for layer in (0, 1):
         unrounded = collected(profile="full").tap(layer, "neuron", None).classes(10).variance
         np.testing.assert_allclose(
-            statistics.tap(layer, "neuron", None).classes(10).variance, unrounded, rtol=1.1e-3, atol=1e-12
+            statistics.tap(layer, "neuron", None).classes(10).variance, unrounded, rtol=2.1e-3, atol=1e-12
         )
     tokens = torch.tensor([[0, 0, 1, 1, 1]])
     accumulator = class_moments.Accumulator(Context(1, PROFILES["full"], tokens, 1, tokens, 0, gram=False))

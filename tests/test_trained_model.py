@@ -264,30 +264,30 @@ SETTINGS = [
 COMPARED = [0, 2]
 """Positions of the layers that every method is compared on."""
 SPIKINESS = 0.015
-TOPIC_AT_THE_THRESHOLD = 0.014
+TOPIC_AT_THE_THRESHOLD = 0.024
 """Twice the share of channels that the rounding of `standard` was measured to move by over 5e-4 in mode `topic`."""
-AT_A_THRESHOLD = {"neuronrank_qda": 1.0}
-"""Share of channels that may be off by more than the tolerance from a definition on a float64 forward.
-
-The quadratic discriminant divides by the variance of classes with as few as two tokens: the rounding of a float32
-forward alone moves most channels, by up to 16 %.
+AT_A_THRESHOLD = 0.03
+"""Share of channels that may be off by more than the tolerance from a definition on a float64 forward."""
+ILL_CONDITIONED = {"neuronrank_qda": 0.35}
+"""The largest deviation from it: the quadratic discriminant divides by the variance of classes with as few as two
+tokens, so that the rounding of a float32 forward alone moves most channels, by up to 17 %.
 """
 ROUNDING = {
-    "wanda_spiky": 1e-3,
-    "wanda_select": 1e-3,
-    "neuronrank": 3e-4,
-    "neuronrank_unstructured": 5e-4,
-    "neuronrank_variance": 5.2e-4,
-    "neuronrank_fisher": 1e-3,
-    "neuronrank_between": 1e-3,
-    "neuronrank_mahalanobis": 1e-3,
-    "neuronrank_pca_qda": 3.1e-3,
-    "neuronrank_qda": 1e-2,
+    "wanda_spiky": 3.6e-3,
+    "wanda_select": 3.6e-3,
+    "neuronrank": 7e-4,
+    "neuronrank_unstructured": 7e-4,
+    "neuronrank_variance": 1.1e-3,
+    "neuronrank_fisher": 3.8e-3,
+    "neuronrank_between": 2.2e-3,
+    "neuronrank_mahalanobis": 3.8e-3,
+    "neuronrank_pca_qda": 9.2e-3,
+    "neuronrank_qda": 3.4e-2,
 }
 """Twice the largest relative change of a factor that the rounding of profile `standard` was measured to make.
 
 For all other methods it was 5e-6. In mode `topic` few channels have a topic whose mean crosses the threshold: they
-change by up to 8 %, and the others by less than 5e-4.
+change by up to 10 %, and the others by less than 5e-4.
 """
 
 
@@ -331,7 +331,7 @@ def test_factors_and_masks_of_every_method(artifacts, reference, layers, part):
         if len(part) == 1:  # the definition in float64 throughout, at default settings
             wide = naive_methods.element_scores(layers["reference", module.layer], role_of(module), part)
             over = 0 if part["method"].startswith("wanda") or module.neuron_axis == "column" else 1
-            off.append((apart(found, wide, part) > tolerance).any(axis=over))
+            off.append(apart(found, wide, part).max(axis=over))
     for at in COMPARED:
         if f"neurons.{at}" in factors:
             found, exact = factors[f"neurons.{at}"], naive_methods.neuron_scores(layers["exact", at], part)
@@ -339,18 +339,22 @@ def test_factors_and_masks_of_every_method(artifacts, reference, layers, part):
             n_checked += 1
             if len(part) == 1:
                 wide = naive_methods.neuron_scores(layers["reference", at], part)
-                off.append(apart(found, wide, part) > tolerance)
-    off = np.concatenate(off) if off else np.zeros(1, dtype=bool)
+                off.append(apart(found, wide, part))
+    off = np.concatenate(off) if off else np.zeros(1)
     rounding = rounding_of_standard(artifacts["standard"], part, factors)
     print(
-        f"\nMEASURED {part}: worst {largest:.1e}, {moved} mask bits moved; float64 forward: {off.sum()} of {off.size} "
-        f"channels at a threshold; standard {rounding:.1e}"
+        f"\nMEASURED {part}: worst {largest:.1e}, {moved} mask bits moved; float64 forward: "
+        f"{np.count_nonzero(off > tolerance)} of {off.size} channels at a threshold, worst {off.max():.1e}; "
+        f"standard {rounding:.1e}"
     )
     assert n_checked >= 2
     assert largest < tolerance
-    assert off.mean() < AT_A_THRESHOLD.get(part["method"], 0.03)
+    if part["method"] in ILL_CONDITIONED:
+        assert off.max() < ILL_CONDITIONED[part["method"]]
+    else:
+        assert np.mean(off > tolerance) < AT_A_THRESHOLD
     by_topic = part.get("mode") == "topic"
-    assert rounding < (0.16 if by_topic else ROUNDING.get(part["method"], 1e-5))
+    assert rounding < (0.2 if by_topic else ROUNDING.get(part["method"], 1e-5))
 
 
 def recipe_of(part, both=True):

@@ -94,11 +94,18 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     from neuronrank.files import write_json
     from neuronrank.method_table import measure_all, render, replace_table
     from neuronrank.params import read_params
-    from neuronrank.windows import read_windows
+    from neuronrank.windows import Windows, read_windows, require_same_tokenizer
 
-    evaluation = {path.stem: read_windows(path) for path in sorted((tokens / "evaluation").glob("*.safetensors"))}
-    calibration = read_windows(tokens / "calibration/windows.safetensors")
-    result = measure_all(open_model(model), calibration, evaluation, read_params(params), click.echo)
+    opened = open_model(model)
+
+    def own_windows(path: Path) -> Windows:
+        windows = read_windows(path)
+        require_same_tokenizer(windows, path, opened.tokenizer_sha256)
+        return windows
+
+    evaluation = {path.stem: own_windows(path) for path in sorted((tokens / "evaluation").glob("*.safetensors"))}
+    calibration = own_windows(tokens / "calibration/windows.safetensors")
+    result = measure_all(opened, calibration, evaluation, read_params(params), click.echo)
     write_json(results, result)
     if document:
         replace_table(document, render(result))
@@ -149,7 +156,8 @@ def size(config: Path | None, like: Path | None, **numbers: int) -> None:
 
     Example: neuronrank size --config inputs/model/mine/config.json --windows 64 --like artifacts/statistics
     """
-    from neuronrank.sizing import Sizes, measure, read_config, size_lines
+    from neuronrank.model_shape import Sizes, read_config
+    from neuronrank.sizing import measure, size_lines
 
     context = click.get_current_context()
     given = {name for name in numbers if context.get_parameter_source(name) is ParameterSource.COMMANDLINE}

@@ -27,7 +27,7 @@ from neuronrank.masking import make_masks
 from neuronrank.params import lookup, validate
 from neuronrank.patterns import Pattern, read_pattern
 from neuronrank.recipes import Recipe, read_recipe
-from neuronrank.scores import compute_factors, score_header
+from neuronrank.scores import compute_factors, score_header, scored_parts
 from neuronrank.statistics_store import Statistics
 from neuronrank.windows import Windows
 
@@ -79,9 +79,13 @@ def measure_all(
                 with clock("prune"):
                     made = make_masks(model, factors, header, pattern, pattern_name, path)
                 with clock("eval"):
-                    _restore_(network, dense_weights)
-                    apply_masks_(network, MaskFile(path))
+                    masks = MaskFile(path)
+                    apply_masks_(network, masks)
                     found = _losses(network, evaluation, settings)
+                    if masks.untied:  # its head cannot be tied again
+                        network = load_model(model, getattr(torch, settings.dtype), device)
+                    else:
+                        _restore_(network, dense_weights)
                 rows.append(_row(name, pattern_name, made["sparsity"], found, dense, settings.seed))
                 progress(f"{name} {pattern_name}: {rows[-1]['perplexity']}")
     seconds["total"] = time.perf_counter() - begin
@@ -113,13 +117,15 @@ class _Clock:
 def _patterns(params: dict[str, Any], recipe: Recipe) -> dict[str, Pattern]:
     """Return the patterns that a recipe's methods have scores for."""
     read = {name: read_pattern(value, f"patterns.{name}") for name, value in lookup(params, "patterns").items()}
-    scored = {part: chosen.method.element(part, chosen.params) is not None for part, chosen in recipe.items()}
-    ranks_neurons = hasattr(recipe["mlp"].method, "neuron_score")
-    return {
-        name: pattern
-        for name, pattern in read.items()
-        if (ranks_neurons if pattern.rule.RANKS == "neurons" else scored["mlp"])
-    }
+    parts = scored_parts(recipe)
+
+    def fits(pattern: Pattern) -> bool:
+        selected = [part for name, part in parts.items() if getattr(pattern.params, name)]
+        if pattern.rule.RANKS == "neurons":
+            return bool(parts.get("mlp", {}).get("neurons"))
+        return bool(selected) and all(part["elements"] for part in selected)
+
+    return {name: pattern for name, pattern in read.items() if fits(pattern)}
 
 
 @torch.no_grad()

@@ -1,13 +1,17 @@
 """Texts -> token windows on disk, for calibration and for evaluation."""
 
 from pathlib import Path
-from typing import Any
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.documents import SOURCES_FILE, read_documents
-from neuronrank.errors import MismatchError
 from neuronrank.files import output_directory, read_json
-from neuronrank.tokenisation import PrepareParams, calibration_windows, evaluation_windows, load_tokenizer
+from neuronrank.tokenisation import (
+    PrepareParams,
+    calibration_windows,
+    evaluation_windows,
+    load_tokenizer,
+    require_in_vocabulary,
+)
 from neuronrank.windows import write_windows
 
 
@@ -43,7 +47,7 @@ def prepare_windows(
 
     # Both outputs are filled before either takes its place: a fault in one leaves the earlier pair as it was.
     with output_directory(evaluation) as partial_evaluation, output_directory(calibration) as partial_calibration:
-        _require_in_vocabulary(model, int(ids.max()))
+        require_in_vocabulary(model, ids)
         write_windows(partial_calibration / "windows.safetensors", ids, header)
         for path in sorted((text / "evaluation").glob("*.jsonl")):
             ids = evaluation_windows(
@@ -53,17 +57,8 @@ def prepare_windows(
                 window_tokens=options.window_tokens,
                 name=path.stem,
             )
-            _require_in_vocabulary(model, int(ids.max()))
+            require_in_vocabulary(model, ids)
             header = {**shared, "source": provenance[f"evaluation/{path.stem}"]}
             write_windows(partial_evaluation / f"{path.stem}.safetensors", ids, header)
             measured[f"evaluation_tokens_{path.stem}"] = int(ids.size)
     return measured
-
-
-def _require_in_vocabulary(model: ModelArtifact, largest: int) -> None:
-    size: Any = model.description["config"].get("vocab_size")
-    if size is not None and largest >= size:
-        raise MismatchError(
-            f"{model.weights_directory}: its tokenizer gives token id {largest}, its model knows {size} tokens. "
-            f"The tokenizer does not belong to the model; fetch the model again"
-        )

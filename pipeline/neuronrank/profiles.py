@@ -83,10 +83,11 @@ PROFILES: Mapping[ProfileName, Profile] = {
 
 def smallest_with(tap: str, array: str) -> ProfileName | None:
     """Return the first profile that holds an array of a tap, or None: then it depends on another parameter."""
-    return next((name for name, profile in PROFILES.items() if _holds(profile, tap, array)), None)
+    return next((name for name, profile in PROFILES.items() if holds(profile, tap, array)), None)
 
 
-def _holds(profile: Profile, tap: str, array: str) -> bool:
+def holds(profile: Profile, tap: str, array: str) -> bool:
+    """Say whether a profile keeps an array of a tap; classes and topics as far as there are any."""
     if array in TOTALS:
         return array in profile.documents.get(tap, ())
     if array in TOTALS.values():

@@ -10,6 +10,7 @@ from neuronrank.errors import ParamsError
 from neuronrank.evaluation import EvalParams
 from neuronrank.params import lookup, read_params, require_names, validate
 from neuronrank.patterns import read_pattern
+from neuronrank.planning import require_sufficient
 from neuronrank.recipes import read_recipe
 from neuronrank.registry import nearest
 from neuronrank.reporting.params import ReportParams, SweepParams
@@ -50,6 +51,8 @@ def check_params(path: Path) -> tuple[int, int]:
         except ParamsError as err:
             faults.append(str(err))
     faults += _dangling(params)
+    if not faults:
+        faults += _insufficient(params)
     if faults:
         raise ParamsError("\n".join(faults))
     return len(params["recipes"]), len(params["patterns"])
@@ -66,6 +69,19 @@ def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
             faults.append(str(err))
     if faults:
         raise ParamsError("\n".join(faults))
+
+
+def _insufficient(params: dict[str, Any]) -> list[str]:
+    """Return a fault for every recipe that reads what `collect` will not keep."""
+    collect = validate(CollectParams, params["collect"], "collect")
+    faults = []
+    for name, value in params["recipes"].items():
+        where = f"recipes.{name}"
+        try:
+            require_sufficient(collect, params["prepare"]["calibration_windows"], read_recipe(value, where), where)
+        except ParamsError as err:
+            faults.append(str(err))
+    return faults
 
 
 def _dangling(params: dict[str, Any]) -> list[str]:

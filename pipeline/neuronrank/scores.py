@@ -143,11 +143,10 @@ def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> di
     A part that the recipe leaves without a score is absent from `parts`.
     """
     manifest = statistics.manifest
-    described = {name: _describe_part(name, part) for name, part in recipe.items()}
     return {
         "schema": SCHEMA,
         "recipe": recipe_name,
-        "parts": {name: part for name, part in described.items() if part["elements"] or part["neurons"]},
+        "parts": scored_parts(recipe),
         "modules": [
             {
                 "name": module.name,
@@ -165,6 +164,12 @@ def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> di
         "calibration": {key: value for key, value in manifest["calibration"].items() if key != "origins"},
         "collect": manifest["collect"],
     }
+
+
+def scored_parts(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Return part -> what the scores' header says of it, for every part that the recipe scores."""
+    described = {name: _describe_part(name, part) for name, part in recipe.items()}
+    return {name: part for name, part in described.items() if part["elements"] or part["neurons"]}
 
 
 def _describe_part(name: str, part: RecipePart) -> dict[str, Any]:

@@ -61,17 +61,18 @@ ARRAYS: Mapping[str, Spec] = {
     "quantiles": Spec(
         ("quantile", "channel"),
         "activation",
-        f"quantiles {QUANTILES} of |a|, within 2 %",
+        f"quantiles {QUANTILES} of |a|, within 2.2 %",
         stacked=True,
+        kept_bits=8,
         derived=True,
     ),
-    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=12),
+    "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=11),
     "class_centred_sq": Spec(
-        ("class", "channel"), "activation^2", "(a - mean of the class)^2 over the tokens of each class", kept_bits=9
+        ("class", "channel"), "activation^2", "(a - mean of the class)^2 over the tokens of each class", kept_bits=8
     ),
-    "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=10),
-    "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=10),
-    "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=10),
+    "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=9),
+    "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=9),
+    "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=9),
     "gram": Spec(("channel", "channel"), "activation^2", "X^T X over all calibration tokens"),
     "labels": Spec(("document", "token"), "micro-topic", "the micro-topic of each token"),
     "centroids": Spec(

@@ -90,8 +90,7 @@ class StatisticsWriter:
         """Round, add totals and derived arrays, and drop the document sums that the profile does not keep."""
         kept: dict[tuple[str, str], NDArray[Any]] = {}
         for (group, name), values in arrays.items():
-            bits = ARRAYS[name].kept_bits if PROFILES[self._profile].rounded else None
-            rounded = values if bits is None else round_mantissa(values, bits)
+            rounded = self._rounded(name, values)
             if name in TOTALS:
                 kept[group, TOTALS[name]] = (
                     rounded.max(axis=0) if name == "max_abs" else rounded.sum(axis=0, dtype=np.float64)
@@ -103,9 +102,13 @@ class StatisticsWriter:
             if name == "sketch_count":
                 sketch = MagnitudeSketch(values, arrays[group, "sketch_octave_sum_abs"].astype(np.float64))
                 quantiles = [sketch.quantile(quantile) for quantile in QUANTILES]
-                kept[group, "quantiles"] = np.stack(quantiles).astype(np.float32)
+                kept[group, "quantiles"] = self._rounded("quantiles", np.stack(quantiles).astype(np.float32))
             kept[group, name] = rounded
         return kept
+
+    def _rounded(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
+        bits = ARRAYS[name].kept_bits if PROFILES[self._profile].rounded else None
+        return values if bits is None else round_mantissa(values, bits)
 
     def _write(self, path: str, values: NDArray[Any], axes: tuple[str, ...], units: str) -> None:
         created = self._create(path, values.shape, values.shape, values.dtype, None)

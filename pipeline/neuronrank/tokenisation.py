@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from neuronrank.checkpoint import ModelArtifact
 from neuronrank.documents import Document
-from neuronrank.errors import SourceError
+from neuronrank.errors import MismatchError, SourceError
 from neuronrank.params import Section
 
 
@@ -83,6 +84,21 @@ def evaluation_windows(
     windows = ids[: n_all * window_tokens].reshape(n_all, window_tokens)
     kept = np.arange(n_all) if n is None else np.arange(n) * n_all // n
     return windows[kept]
+
+
+def require_in_vocabulary(model: ModelArtifact, token_ids: NDArray[np.int32]) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        MismatchError: names the largest.
+    """
+    size: Any = model.description["config"].get("vocab_size")
+    largest = int(token_ids.max())
+    if size is not None and largest >= size:
+        raise MismatchError(
+            f"{model.weights_directory}: its tokenizer gives token id {largest}, its model knows {size} tokens. "
+            f"The tokenizer does not belong to the model; fetch the model again"
+        )
 
 
 def _tokenise(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:

@@ -2,13 +2,14 @@
 
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from neuronrank.errors import ParamsError
+from neuronrank.errors import NeuronrankError, ParamsError
 
 _METHOD_FLAGS: dict[str, tuple[str, Any, str]] = {
     "weight-exp": ("weight_exp", float, "Exponent of |W|."),
@@ -28,6 +29,26 @@ _METHOD_FLAGS: dict[str, tuple[str, Any, str]] = {
     "nr-pca-components": ("components", int, "Most principal components."),
 }
 """Flag -> parameter of the scoring method, its type, and help. In a hybrid they are the MLP method's."""
+
+
+_SAID_AS = {
+    r"Raise collect\.classes \(.*?\) and": "Lower --neuronrank-max-classes, or give more text.",
+    r"Raise collect\.topics\.micro_topics and": "Leave --statistics out.",
+    r"prepare\.calibration_windows": "--nsamples",
+    r"prepare\.window_tokens": "--seqlen",
+    r"Set collect\.(profile|dtype):": r"Give --\1",
+    r"collect\.(profile|dtype):": r"--\1",
+    r"untie_lm_head: true \(--untie-lm-head\)": "--untie-lm-head",
+    r"(,| and|\.)? ?[Rr]un: dvc repro( [\w@]+)*": "",
+}
+"""What messages say to people who have a params.yaml -> what it is on this command line; patterns, in order."""
+
+
+def in_flags(message: str) -> str:
+    """Return a message of the library with flags in place of parameters and stages."""
+    for pattern, said in _SAID_AS.items():
+        message = re.sub(pattern, said, message)
+    return message
 
 
 def _method_options(function: Any) -> Any:
@@ -88,6 +109,8 @@ def run(**options: Any) -> None:
         if name == "method" or name in method_params:
             raise ParamsError(f"--set {setting}: {name} is given by a flag already")
         method_params[name] = value
+    if options["eval_text"] and not options["eval_perplexity"]:
+        raise ParamsError("--eval-text: nothing is measured on it; add --eval-perplexity, or leave it out")
     outputs = Outputs(
         save=options.pop("save"),
         save_model=options.pop("save_model"),
@@ -97,7 +120,10 @@ def run(**options: Any) -> None:
         zero_shot=options.pop("eval_zero_shot"),
     )
     as_json = options.pop("as_json")
-    summary = execute(read_request(Flags(**options, method_params=method_params)), outputs)
+    try:
+        summary = execute(read_request(Flags(**options, method_params=method_params)), outputs)
+    except NeuronrankError as err:
+        raise type(err)(in_flags(str(err))) from err
     if as_json:
         click.echo(json.dumps(summary, indent=2, sort_keys=True))
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from neuronrank.files import canonical_json, output_directory, sha256_text, writ
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.oneshot.calibration import Scored, scored_statistics
+from neuronrank.oneshot.preflight import require_possible
 from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
 from neuronrank.score_store import write_scores
@@ -68,6 +70,8 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     tasks = load_tasks(zero_shot)  # what is missing is told before anything runs
     cache = outputs.cache or default_cache()
     model = _model(request, cache)
+    if outputs.statistics is None:
+        require_possible(model, request)
     windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
     begin = time.perf_counter()
     scored = scored_statistics(model, windows, request, cache / "statistics", outputs.statistics)
@@ -111,6 +115,9 @@ def _require_free(outputs: Outputs) -> None:
     for place in places:
         if place.exists():
             raise SourceError(f"{place}: already exists; choose another place or delete it first")
+        above = next(parent for parent in place.parents if parent.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            raise SourceError(f"{place}: {above} is not a directory that can be written to; choose another place")
     if len(places) == 2 and (places[0] in [places[1], *places[1].parents] or places[1] in places[0].parents):
         raise SourceError(f"--save {places[0]} and --save_model {places[1]}: one lies in the other; choose two places")
 

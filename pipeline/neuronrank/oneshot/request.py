@@ -6,6 +6,7 @@ Source: METHODS section 6. A flag that the chosen method does not have is refuse
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -32,6 +33,13 @@ HYBRID_MLP = ("neuronrank_tfidf", "neuronrank_old")
 _N_OF_M = re.compile(r"([1-9][0-9]*):([1-9][0-9]*)")
 _DEFAULT_CLASSES, _DEFAULT_MICRO_TOPICS = 512, 128
 _TOKEN_CLASSES = "classes"
+_GOVERNED = {
+    "topics": ("mode", "topic", "--nr-tfidf-mode topic"),
+    "q_active": ("threshold", "pooled", "--threshold pooled"),
+    "kappa": ("threshold", "relative", "--threshold relative"),
+    "theta": ("threshold", "theta", "--threshold NUMBER"),
+}
+"""Parameter -> another that must have this value, and the flag for it: without it the parameter does nothing."""
 
 
 @dataclass(frozen=True)
@@ -90,45 +98,50 @@ def read_request(flags: Flags) -> Request:
     """
     method = _method(flags)
     name = HYBRID if flags.prune_method == HYBRID else method
+    if flags.include_attention and flags.skip_attention:
+        raise ParamsError("--nr-include-attention and --nr-skip-attention contradict each other")
+    if flags.skip_attention and flags.skip_mlp and not (flags.prune_lm_head or flags.untie_lm_head):
+        raise ParamsError("--nr-skip-attention and --nr-skip-mlp leave nothing to prune")
     recipe = read_recipe(_recipe(flags, method), f"--prune_method {name}")
-    pattern = read_pattern(_pattern(flags, method), "--sparsity_type")
-    articles = {
-        "calibration": {**WIKIPEDIA, "split": "train"},
-        "evaluation": {"wikipedia": {**WIKIPEDIA, "split": "test"}},
-    }
-    text = {
-        "calibration": {"source": "files", "pattern": flags.text} if flags.text else articles["calibration"],
-        "evaluation": {"text": {"source": "files", "pattern": flags.eval_text}}
-        if flags.eval_text
-        else articles["evaluation"],
-    }
-    chosen: list[Any] = [part.params for part in recipe.values()]
-    n_tokens = flags.nsamples * flags.seqlen
-    topics = max(params.topics if getattr(params, "mode", "doc") == "topic" else 0 for params in chosen)
     return Request(
         model=_model(flags.model, flags.dtype),
-        text=text,
+        text=_text(flags),
         prepare={
             "window_tokens": flags.seqlen,
             "calibration_windows": flags.nsamples,
             "evaluation_windows": 12,
             "seed": flags.seed,
         },
-        collect={
-            "dtype": flags.dtype,
-            "documents_per_batch": 4,
-            "profile": flags.profile,
-            "classes": max(_DEFAULT_CLASSES, *(getattr(params, _TOKEN_CLASSES, 0) for params in chosen)),
-            "topics": {
-                "micro_topics": max(min(_DEFAULT_MICRO_TOPICS, n_tokens), topics),
-                "iterations": 8,
-                "seed": flags.seed,
-            },
-        },
+        collect=_collect(flags, recipe),
         name=name,
         recipe=recipe,
-        pattern=pattern,
+        pattern=read_pattern(_pattern(flags, method), "--sparsity_type"),
     )
+
+
+def _text(flags: Flags) -> dict[str, Any]:
+    articles = {**WIKIPEDIA, "split": "train"}, {"wikipedia": {**WIKIPEDIA, "split": "test"}}
+    return {
+        "calibration": {"source": "files", "pattern": flags.text} if flags.text else articles[0],
+        "evaluation": {"text": {"source": "files", "pattern": flags.eval_text}} if flags.eval_text else articles[1],
+    }
+
+
+def _collect(flags: Flags, recipe: Recipe) -> dict[str, Any]:
+    """Keep what most methods read, and as many classes and micro-topics as this recipe does."""
+    chosen: list[Any] = [part.params for part in recipe.values()]
+    topics = max(params.topics if getattr(params, "mode", "doc") == "topic" else 0 for params in chosen)
+    return {
+        "dtype": flags.dtype,
+        "documents_per_batch": 4,
+        "profile": flags.profile,
+        "classes": max(_DEFAULT_CLASSES, *(getattr(params, _TOKEN_CLASSES, 0) for params in chosen)),
+        "topics": {
+            "micro_topics": max(min(_DEFAULT_MICRO_TOPICS, flags.nsamples * flags.seqlen), topics),
+            "iterations": 8,
+            "seed": flags.seed,
+        },
+    }
 
 
 def _model(name: str, dtype: str) -> dict[str, Any]:
@@ -170,15 +183,25 @@ def _recipe(flags: Flags, method: str) -> dict[str, Any]:
     if unknown:
         known = ", ".join(key for key in scored.Params.model_fields if key != "method")
         raise ParamsError(f"--prune_method {method}: has no parameter {unknown[0]!r}; it has: {known}")
+    _require_governed(flags, method, part, scored)
     if flags.prune_method == HYBRID:
         return {"attention": {"method": "wanda"}, "mlp": part}
     attention = part if "attention" in scored.PARTS and _with_attention(flags, method) else {"method": "none"}
     return {"attention": attention, "mlp": {"method": "none"} if flags.skip_mlp else part}
 
 
+def _require_governed(flags: Flags, method: str, part: dict[str, Any], scored: ModuleType) -> None:
+    """Refuse a parameter that would do nothing beside the others."""
+    for name in sorted(_GOVERNED.keys() & flags.method_params.keys()):
+        other, value, flag = _GOVERNED[name]
+        found = part.get(other, scored.Params.model_fields[other].default)
+        if found != value:
+            raise ParamsError(
+                f"--prune_method {method}: {name} does nothing with {other} {found!r}; leave it out, or add {flag}"
+            )
+
+
 def _with_attention(flags: Flags, method: str) -> bool:
-    if flags.include_attention and flags.skip_attention:
-        raise ParamsError("--nr-include-attention and --nr-skip-attention contradict each other")
     only_when_asked = method == "neuronrank_old"
     return not flags.skip_attention and (flags.include_attention or not only_when_asked)
 

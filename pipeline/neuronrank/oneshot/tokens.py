@@ -8,7 +8,13 @@ from neuronrank.documents import Document
 from neuronrank.files import canonical_json, sha256_text
 from neuronrank.params import validate
 from neuronrank.sources import read_source
-from neuronrank.tokenisation import PrepareParams, calibration_windows, evaluation_windows, load_tokenizer
+from neuronrank.tokenisation import (
+    PrepareParams,
+    calibration_windows,
+    evaluation_windows,
+    load_tokenizer,
+    require_in_vocabulary,
+)
 from neuronrank.windows import Windows, read_windows, write_windows
 
 
@@ -35,6 +41,7 @@ def calibration_tokens(model: ModelArtifact, text: dict[str, Any], prepare: dict
         window_tokens=options.window_tokens,
         seed=options.seed,
     )
+    require_in_vocabulary(model, ids)
     shared = {"tokenizer_sha256": model.tokenizer_sha256, "window_tokens": options.window_tokens}
     header = {**shared, "seed": options.seed, "source": text, "origins": origins}
     if text["source"] != "files":
@@ -55,6 +62,7 @@ def evaluation_tokens(model: ModelArtifact, texts: dict[str, Any], prepare: dict
         ids = evaluation_windows(
             _documents(text), tokenizer, n=options.evaluation_windows, window_tokens=options.window_tokens, name=name
         )
+        require_in_vocabulary(model, ids)
         found[name] = Windows(ids, {"source": text, "window_tokens": options.window_tokens})
     return found
 

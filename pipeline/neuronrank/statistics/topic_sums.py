@@ -1,8 +1,8 @@
 """S4: sums over the tokens of each micro-topic, per channel. `topics.py` says which topic a token belongs to.
 
-Accuracy: float64 sums of float32 values; kept as float32 rounded to 10 bits after the leading one
-(5e-4 of each entry at most), so that they compress. A topic's mean that near to the threshold may then count or not,
-which was measured to move a TF-IDF factor by up to 8 %. Topics merge: sums add, maxima take the larger.
+Accuracy: float64 sums of float32 values; kept as float32 rounded to 9 bits after the leading one
+(1e-3 of each entry at most), so that they compress. A topic's mean that near to the threshold may then count or not,
+which was measured to move a TF-IDF factor by up to 10 %. Topics merge: sums add, maxima take the larger.
 """
 
 import torch

@@ -1,0 +1,94 @@
+"""Whether statistics that are yet to be collected will hold what a recipe reads: told before the forward pass.
+
+The recipe is scored on a stand-in: an artifact of one small layer, of the planned profile, classes, topics and number
+of documents, filled with random numbers. What such numbers cannot rank is no fault of the plan.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neuronrank.collection import CollectParams
+from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
+from neuronrank.models.llama import LAYOUT
+from neuronrank.profiles import PROFILES, holds
+from neuronrank.recipes import Recipe
+from neuronrank.scores import compute_factors
+from neuronrank.sketch import N_BINS, N_OCTAVES
+from neuronrank.statistics_schema import ARRAYS
+from neuronrank.statistics_store import Module, Statistics
+
+_CHANNELS = 3
+
+
+def require_sufficient(collect: CollectParams, n_documents: int, recipe: Recipe, where: str) -> None:
+    """Refuse a recipe that reads what the planned statistics will not hold.
+
+    What depends on the activations themselves is found when the recipe is scored.
+
+    Args:
+        collect: what will be kept.
+        n_documents: calibration windows.
+        recipe: a method for each part.
+        where: of the recipe, for the message.
+
+    Raises:
+        ParamsError: names the statistic, and what to set.
+    """
+    try:
+        compute_factors(_Planned(collect, n_documents), recipe)
+    except (ArtifactError, MismatchError) as err:
+        raise ParamsError(f"{where}: {err}") from err
+    except (DegenerateError, NotFiniteError):
+        return
+
+
+class _Planned(Statistics):
+    """One layer of the planned artifact."""
+
+    def __init__(self, collect: CollectParams, n_documents: int) -> None:
+        self._profile = PROFILES[collect.profile]
+        self.directory = Path("the planned statistics")
+        self.manifest = {
+            "profile": collect.profile,
+            "collect": {"classes": collect.classes, "topics": collect.topics.model_dump()},
+            "calibration": {"window_tokens": 2},
+            "arrays": {},
+        }
+        self.n_documents = n_documents
+        self.modules = [
+            Module(role.path, 0, role.part, (_CHANNELS, _CHANNELS), role.input_tap, role.neuron_tap, role.neuron_axis)
+            for role in LAYOUT.linears
+        ]
+        self._sizes = {
+            "document": n_documents,
+            "channel": _CHANNELS,
+            "bin": N_BINS,
+            "octave": N_OCTAVES,
+            "class": collect.classes + 1 if self._profile.classed else 0,
+            "topic": collect.topics.micro_topics if self._profile.topical else 0,
+        }
+
+    def layer_values(self, layer: int, tap: str, statistic: str) -> NDArray[Any]:
+        """Return random numbers for an array that the profile keeps."""
+        sizes = [self._sizes.get(axis, 2) for axis in ARRAYS[statistic].axes]
+        kept = tap == "topics" or holds(self._profile, tap, statistic)
+        if not (kept and all(sizes)) or (statistic.startswith("class") and self._sizes["class"] == 1):
+            raise ArtifactError(f"{self.directory}: {self._why_missing(tap, statistic)}")
+        if statistic == "merges":
+            n_topics = self._sizes["topic"]
+            return np.array([[0, 1], *([n_topics + step, step + 2] for step in range(n_topics - 2))])
+        if statistic == "total_min":
+            return np.zeros(sizes)
+        return np.random.default_rng([layer, len(tap), len(statistic)]).integers(1, 9, sizes)
+
+    def class_count(self) -> NDArray[np.int64]:
+        """Return how often each class comes."""
+        return np.arange(self._sizes["class"], dtype=np.int64) + 2
+
+    def weight_sums(self, module: str, name: str) -> NDArray[np.float32]:
+        """Return the sums of a weight of nobody."""
+        del module, name
+        return np.arange(_CHANNELS, dtype=np.float32) + 1
