@@ -209,6 +209,11 @@ def test_bad_flags_are_named(run, flags, message):
         (["wanda", "--nr-prune-lm-head"], "ask for an own copy: --untie-lm-head"),
         (["wanda", "--pruning_last", "3"], "pruning_last 3: the model has 2 layers"),
         (["neuronrank_tfidf", "--nr-skip-mlp", "--nr-skip-attention"], "leave nothing to prune"),
+        (
+            ["neuronrank_old", "--threshold", "0.05"],
+            "keeps no neuron/sketch_negative_count, which is needed. Give --profile",
+        ),
+        (["neuronrank_fisher", "--nr-include-attention"], "neuronrank_fisher scores the MLP only"),
         (["neuronrank_old", "--nr-skip-mlp"], "nothing to prune: recipe 'neuronrank_old' scores nothing"),
         (["hybrid", "--nr-include-attention", "--nr-skip-attention"], "-attention contradict each other"),
         (["neuronrank_tfidf", "--nr-tfidf-k", "8"], "topics does nothing with mode 'doc'"),

@@ -71,6 +71,7 @@ def read_config(path: Path) -> dict[str, Any]:
         ArtifactError: missing, or not JSON.
         SourceError: it lacks a number.
     """
+    path = path / "config.json" if path.is_dir() else path
     config = read_json(path, run="neuronrank size --help, and give the numbers themselves")
     names = {
         "hidden": "hidden_size",

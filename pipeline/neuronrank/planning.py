@@ -21,6 +21,8 @@ from neuronrank.statistics_schema import ARRAYS
 from neuronrank.statistics_store import Module, Statistics
 
 _CHANNELS = 3
+_LOWEST = -0.278
+"""The lowest value of SiLU, which gates the MLPs of most models: below it no threshold counts negative activations."""
 
 
 def require_sufficient(collect: CollectParams, n_documents: int, recipe: Recipe, where: str) -> None:
@@ -81,7 +83,7 @@ class _Planned(Statistics):
             n_topics = self._sizes["topic"]
             return np.array([[0, 1], *([n_topics + step, step + 2] for step in range(n_topics - 2))])
         if statistic == "total_min":
-            return np.zeros(sizes)
+            return np.full(sizes, _LOWEST)
         return np.random.default_rng([layer, len(tap), len(statistic)]).integers(1, 9, sizes)
 
     def class_count(self) -> NDArray[np.int64]:

@@ -186,6 +186,8 @@ def _recipe(flags: Flags, method: str) -> dict[str, Any]:
     _require_governed(flags, method, part, scored)
     if flags.prune_method == HYBRID:
         return {"attention": {"method": "wanda"}, "mlp": part}
+    if flags.include_attention and "attention" not in scored.PARTS:
+        raise ParamsError(f"--nr-include-attention: {method} scores the MLP only; leave it out")
     attention = part if "attention" in scored.PARTS and _with_attention(flags, method) else {"method": "none"}
     return {"attention": attention, "mlp": {"method": "none"} if flags.skip_mlp else part}
 
