@@ -201,6 +201,25 @@ def test_recipes_that_the_planned_statistics_cannot_serve_are_told(tmp_path):
     assert not any(line.startswith("recipes.wanda_idf: ") for line in lines)
 
 
+def test_a_sweep_of_recipes_and_patterns_that_do_not_fit_is_told(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["sweep"]["recipes"].append("variance_structured")
+    params["sweep"]["patterns"] = ["50pct", "neurons50"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as caught:
+        check_params(tmp_path / "params.yaml")
+    lines = str(caught.value).splitlines()
+    assert (
+        "sweep: pattern 'neurons50' cannot prune recipe 'wanda': method 'wanda' of the MLP has no neuron score" in lines
+    )
+    said = "method 'neuronrank' of mlp ranks whole neurons, not single weights"
+    assert f"sweep: pattern '50pct' cannot prune recipe 'variance_structured': {said}" in lines
+    assert not any("'neurons50' cannot prune recipe 'variance_structured'" in line for line in lines)
+
+
 def test_a_key_that_comes_twice_is_refused(tmp_path):
     from neuronrank.errors import ParamsError
     from neuronrank.params import read_params

@@ -26,6 +26,7 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.params import lookup, validate
 from neuronrank.patterns import Pattern, read_pattern
+from neuronrank.pruning import why_unfit
 from neuronrank.recipes import Recipe, read_recipe
 from neuronrank.scores import compute_factors, score_header, scored_parts
 from neuronrank.statistics_store import Statistics
@@ -117,15 +118,7 @@ class _Clock:
 def _patterns(params: dict[str, Any], recipe: Recipe) -> dict[str, Pattern]:
     """Return the patterns that a recipe's methods have scores for."""
     read = {name: read_pattern(value, f"patterns.{name}") for name, value in lookup(params, "patterns").items()}
-    parts = scored_parts(recipe)
-
-    def fits(pattern: Pattern) -> bool:
-        selected = [part for name, part in parts.items() if getattr(pattern.params, name)]
-        if pattern.rule.RANKS == "neurons":
-            return bool(parts.get("mlp", {}).get("neurons"))
-        return bool(selected) and all(part["elements"] for part in selected)
-
-    return {name: pattern for name, pattern in read.items() if fits(pattern)}
+    return {name: pattern for name, pattern in read.items() if why_unfit(scored_parts(recipe), pattern) is None}
 
 
 @torch.no_grad()

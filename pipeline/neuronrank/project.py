@@ -11,9 +11,11 @@ from neuronrank.evaluation import EvalParams
 from neuronrank.params import lookup, read_params, require_names, validate
 from neuronrank.patterns import read_pattern
 from neuronrank.planning import require_sufficient
+from neuronrank.pruning import why_unfit
 from neuronrank.recipes import read_recipe
 from neuronrank.registry import nearest
 from neuronrank.reporting.params import ReportParams, SweepParams
+from neuronrank.scores import scored_parts
 from neuronrank.sources import read_source, read_texts
 from neuronrank.tokenisation import PrepareParams
 
@@ -72,7 +74,7 @@ def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
 
 
 def _insufficient(params: dict[str, Any]) -> list[str]:
-    """Return a fault for every recipe that reads what `collect` will not keep."""
+    """Return a fault for every recipe that reads what `collect` will not keep, or that the sweep cannot prune by."""
     collect = validate(CollectParams, params["collect"], "collect")
     faults = []
     for name, value in params["recipes"].items():
@@ -81,6 +83,12 @@ def _insufficient(params: dict[str, Any]) -> list[str]:
             require_sufficient(collect, params["prepare"]["calibration_windows"], read_recipe(value, where), where)
         except ParamsError as err:
             faults.append(str(err))
+    for name in params["sweep"]["recipes"]:
+        parts = scored_parts(read_recipe(params["recipes"][name], f"recipes.{name}"))
+        for pattern in params["sweep"]["patterns"]:
+            why = why_unfit(parts, read_pattern(params["patterns"][pattern], f"patterns.{pattern}"))
+            if why:
+                faults.append(f"sweep: pattern {pattern!r} cannot prune recipe {name!r}: {why}")
     return faults
 
 
