@@ -240,6 +240,8 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
     structured_only = structured_only and hasattr(scored, "neuron_score")
     kind = flags.sparsity_type or ("structured" if structured_only else "unstructured")
     ratio = 0.5 if flags.sparsity_ratio is None else flags.sparsity_ratio
+    if not 0 <= ratio < 1:
+        raise ParamsError(f"--sparsity_ratio {ratio}: expected a share of at least 0 and below 1; 0.5 removes half")
     if structured_only and kind != "structured":
         raise ParamsError(f"--sparsity_type {kind}: {method} ranks whole neurons; use --sparsity_type structured")
     if kind == "structured" and not hasattr(scored, "neuron_score"):
@@ -266,6 +268,13 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
     if not found:
         raise ParamsError(f"--sparsity_type {kind!r}: expected unstructured, structured or n:m (n of every m are kept)")
     keep_n, group_m = (int(number) for number in found.groups())
+    if keep_n >= group_m:
+        raise ParamsError(f"--sparsity_type {kind}: n of every m are kept, so that n is below m; 2:4 keeps half")
+    if flags.sparsity_ratio is not None and abs(flags.sparsity_ratio - (1 - keep_n / group_m)) > 1e-9:
+        raise ParamsError(
+            f"--sparsity_ratio {flags.sparsity_ratio}: --sparsity_type {kind} removes {1 - keep_n / group_m:g}; leave "
+            f"the ratio out"
+        )
     return {"rule": "n_of_m", "keep_n": keep_n, "group_m": group_m, "sparsity": flags.sparsity_ratio, **chosen}
 
 
