@@ -10,12 +10,11 @@ from transformers import AutoTokenizer
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.comparison import perplexity, perplexity_ratio
-from neuronrank.errors import ArtifactError
 from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
 from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
-from neuronrank.windows import Windows, read_windows, require_same_tokenizer
+from neuronrank.windows import Windows, read_evaluation_windows
 from neuronrank.zero_shot import evaluate_tasks, load_tasks
 from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar, stage_command
 
@@ -44,7 +43,7 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
     masks = None if mask is None else MaskFile(mask)
     if masks is not None:
         masks.require_model(opened.fingerprint, model)
-    texts = _read_texts(tokens, opened)
+    texts = read_evaluation_windows(tokens, opened.tokenizer_sha256)
     tasks = load_tasks(options.zero_shot)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_model(opened, getattr(torch, options.dtype), device)
@@ -70,16 +69,6 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
     write_losses(losses, measured, header)
     return metrics
-
-
-def _read_texts(tokens: Path, model: ModelArtifact) -> dict[str, Windows]:
-    texts = {}
-    for path in sorted(tokens.glob("*.safetensors")):
-        texts[path.stem] = read_windows(path)
-        require_same_tokenizer(texts[path.stem], path, model.tokenizer_sha256)
-    if not texts:
-        raise ArtifactError(f"{tokens}: holds no evaluation windows. Run: dvc repro prepare")
-    return texts
 
 
 def _header(

@@ -94,17 +94,13 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     from neuronrank.files import write_json
     from neuronrank.method_table import measure_all, render, replace_table
     from neuronrank.params import read_params
-    from neuronrank.windows import Windows, read_windows, require_same_tokenizer
+    from neuronrank.windows import read_evaluation_windows, read_windows, require_same_tokenizer
 
     opened = open_model(model)
-
-    def own_windows(path: Path) -> Windows:
-        windows = read_windows(path)
-        require_same_tokenizer(windows, path, opened.tokenizer_sha256)
-        return windows
-
-    evaluation = {path.stem: own_windows(path) for path in sorted((tokens / "evaluation").glob("*.safetensors"))}
-    calibration = own_windows(tokens / "calibration/windows.safetensors")
+    evaluation = read_evaluation_windows(tokens / "evaluation", opened.tokenizer_sha256)
+    path = tokens / "calibration/windows.safetensors"
+    calibration = read_windows(path)
+    require_same_tokenizer(calibration, path, opened.tokenizer_sha256)
     result = measure_all(opened, calibration, evaluation, read_params(params), click.echo)
     write_json(results, result)
     if document:

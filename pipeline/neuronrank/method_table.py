@@ -118,7 +118,8 @@ class _Clock:
 def _patterns(params: dict[str, Any], recipe: Recipe) -> dict[str, Pattern]:
     """Return the patterns that a recipe's methods have scores for."""
     read = {name: read_pattern(value, f"patterns.{name}") for name, value in lookup(params, "patterns").items()}
-    return {name: pattern for name, pattern in read.items() if why_unfit(scored_parts(recipe), pattern) is None}
+    parts = scored_parts(recipe)
+    return {name: pattern for name, pattern in read.items() if why_unfit(parts, pattern) is None}
 
 
 @torch.no_grad()

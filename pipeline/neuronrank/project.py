@@ -12,7 +12,7 @@ from neuronrank.params import lookup, read_params, require_names, validate
 from neuronrank.patterns import read_pattern
 from neuronrank.planning import require_sufficient
 from neuronrank.pruning import why_unfit
-from neuronrank.recipes import read_recipe
+from neuronrank.recipes import Recipe, read_recipe
 from neuronrank.registry import nearest
 from neuronrank.reporting.params import ReportParams, SweepParams
 from neuronrank.scores import scored_parts
@@ -54,7 +54,8 @@ def check_params(path: Path) -> tuple[int, int]:
             faults.append(str(err))
     faults += _dangling(params)
     if not faults:
-        faults += _insufficient(params)
+        recipes = {name: read_recipe(value, f"recipes.{name}") for name, value in params["recipes"].items()}
+        faults = _insufficient(params, recipes) + _unfit(params, recipes)
     if faults:
         raise ParamsError("\n".join(faults))
     return len(params["recipes"]), len(params["patterns"])
@@ -73,22 +74,30 @@ def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
         raise ParamsError("\n".join(faults))
 
 
-def _insufficient(params: dict[str, Any]) -> list[str]:
-    """Return a fault for every recipe that reads what `collect` will not keep, or that the sweep cannot prune by."""
+def _insufficient(params: dict[str, Any], recipes: dict[str, Recipe]) -> list[str]:
+    """Return a fault for every recipe that reads what `collect` will not keep."""
     collect = validate(CollectParams, params["collect"], "collect")
     faults = []
-    for name, value in params["recipes"].items():
-        where = f"recipes.{name}"
+    for name, recipe in recipes.items():
         try:
-            require_sufficient(collect, params["prepare"]["calibration_windows"], read_recipe(value, where), where)
+            require_sufficient(collect, params["prepare"]["calibration_windows"], recipe, f"recipes.{name}")
         except ParamsError as err:
             faults.append(str(err))
+    return faults
+
+
+def _unfit(params: dict[str, Any], recipes: dict[str, Recipe]) -> list[str]:
+    """Return a fault for every pattern of the sweep that cannot prune by a recipe's scores."""
+    patterns = {
+        name: read_pattern(params["patterns"][name], f"patterns.{name}") for name in params["sweep"]["patterns"]
+    }
+    faults = []
     for name in params["sweep"]["recipes"]:
-        parts = scored_parts(read_recipe(params["recipes"][name], f"recipes.{name}"))
-        for pattern in params["sweep"]["patterns"]:
-            why = why_unfit(parts, read_pattern(params["patterns"][pattern], f"patterns.{pattern}"))
+        parts = scored_parts(recipes[name])
+        for pattern_name, pattern in patterns.items():
+            why = why_unfit(parts, pattern)
             if why:
-                faults.append(f"sweep: pattern {pattern!r} cannot prune recipe {name!r}: {why}")
+                faults.append(f"sweep: pattern {pattern_name!r} cannot prune recipe {name!r}: {why}")
     return faults
 
 

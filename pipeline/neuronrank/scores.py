@@ -87,7 +87,7 @@ def _neuron_scores(statistics: Statistics, gate: Module, part: RecipePart) -> Fa
     if not hasattr(part.method, "neuron_score"):
         return {}
     opened = statistics.tap(gate.layer, gate.neuron_tap, getattr(part.params, "nsamples", None))
-    norm = np.sqrt(statistics.weight_sums(gate.name, "row_sum_sq").astype(np.float64))
+    norm = _l2_norm(statistics, gate, "row")
     with np.errstate(all="ignore"):
         score = part.method.neuron_score(opened, norm, part.params)
     _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
@@ -115,10 +115,15 @@ def _placement(module: Module, element: Element) -> tuple[str, str]:
 def _weight_norm(statistics: Statistics, module: Module, element: Element) -> Vector:
     """Return the L2 norm of the weights that stand for each neuron of a module."""
     if element.weight == "row_norm":
-        return np.sqrt(statistics.weight_sums(module.name, f"{module.neuron_axis}_sum_sq").astype(np.float64))
+        return _l2_norm(statistics, module, module.neuron_axis)
     if module.part != "mlp":
         raise ParamsError(f"{module.name}: magnitude neuron_norm is the norm of a gate row; attention has none")
-    return np.sqrt(statistics.weight_sums(gates(statistics)[module.layer].name, "row_sum_sq").astype(np.float64))
+    return _l2_norm(statistics, gates(statistics)[module.layer], "row")
+
+
+def _l2_norm(statistics: Statistics, module: Module, axis: str) -> Vector:
+    """Return the L2 norm of every row or column of a module's weight."""
+    return np.sqrt(statistics.weight_sums(module.name, f"{axis}_sum_sq").astype(np.float64))
 
 
 def _require_ranking(factor: Vector, what: str, is_term: bool = False) -> None:

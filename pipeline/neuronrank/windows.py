@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.errors import MismatchError
+from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, read_tensors, write_tensors
 
 SCHEMA = "neuronrank.tokens/1"
@@ -52,6 +52,22 @@ def read_windows(path: Path) -> Windows:
     """
     header = read_header(path, SCHEMA, _RUN, _REQUIRED)
     return Windows(read_tensors(path)["token_ids"], header)
+
+
+def read_evaluation_windows(directory: Path, tokenizer_sha256: str) -> dict[str, Windows]:
+    """Read the windows of every evaluation text.
+
+    Raises:
+        ArtifactError: there are none, or one is corrupt.
+        MismatchError: another tokenizer made them.
+    """
+    texts = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        texts[path.stem] = read_windows(path)
+        require_same_tokenizer(texts[path.stem], path, tokenizer_sha256)
+    if not texts:
+        raise ArtifactError(f"{directory}: holds no evaluation windows. Run: {_RUN}")
+    return texts
 
 
 def require_same_tokenizer(windows: Windows, path: Path, tokenizer_sha256: str) -> None:
