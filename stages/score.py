@@ -29,7 +29,7 @@ def main(recipe: str, statistics: Path, out: Path, params: Path) -> Metrics:
     parts = read_recipe(lookup(read_params(params), key), key)
     opened = Statistics(statistics)
     factors = compute_factors(opened, parts)
-    write_scores(out, factors, score_header(opened, recipe, parts))
+    write_scores(out, factors, score_header(opened.manifest, recipe, parts))
     return {"factors": len(factors)}
 
 

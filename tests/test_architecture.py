@@ -212,10 +212,9 @@ def test_a_sweep_of_recipes_and_patterns_that_do_not_fit_is_told(tmp_path):
     with pytest.raises(ParamsError) as caught:
         check_params(tmp_path / "params.yaml")
     lines = str(caught.value).splitlines()
-    assert (
-        "sweep: pattern 'neurons50' cannot prune recipe 'wanda': method 'wanda' of the MLP has no neuron score" in lines
-    )
-    said = "method 'neuronrank' of mlp ranks whole neurons, not single weights"
+    said = "method 'wanda' of the MLP has no neuron score (`neuronrank methods` lists those)"
+    assert f"sweep: pattern 'neurons50' cannot prune recipe 'wanda': {said}" in lines
+    said = "method 'neuronrank' of mlp ranks whole neurons, as structured masks do, not single weights"
     assert f"sweep: pattern '50pct' cannot prune recipe 'variance_structured': {said}" in lines
     assert not any("'neurons50' cannot prune recipe 'variance_structured'" in line for line in lines)
 

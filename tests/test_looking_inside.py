@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
-from neuronrank import registry
+from neuronrank import registry, scoring
 from neuronrank.cli import main
 from neuronrank.describing_methods import method_description, method_parameters, methods_table
 from neuronrank.inspecting import describe
@@ -101,6 +102,24 @@ def test_an_unknown_method_is_refused_with_the_nearest():
     assert "unknown name 'wnada', did you mean 'wanda'?" in run("methods", "wnada", code=1)
 
 
+BROKEN = {
+    "lacking": ("PARTS = ()\n", "scoring/lacking.py: has no READS, DEFAULT_GROUP, Params, element; a file there has"),
+    "unimportable": ("import no_such_module\n", "scoring/unimportable.py: cannot be imported: ModuleNotFoundError"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_method_is_named_and_does_not_hide_the_others(tmp_path, monkeypatch, name):
+    content, message = BROKEN[name]
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.setattr(scoring, "__path__", [*scoring.__path__, str(tmp_path)])
+    monkeypatch.setattr(registry, "names", lambda _room: [*METHODS, name])
+    assert message in run("methods", name, code=1)
+    lines = methods_table()
+    assert any(line.startswith(name) and message in line for line in lines)
+    assert any(line.startswith("wanda ") for line in lines)
+
+
 # inspect
 
 
@@ -168,7 +187,11 @@ def test_scores_masks_losses_and_windows_are_summed_up(finished_project):
 
 def test_what_cannot_be_inspected_is_one_message(project, tmp_path):
     assert "nowhere: not found" in run("inspect", tmp_path / "nowhere", code=1)
-    assert "manifest.json: not found. Run: dvc repro collect" in run("inspect", tmp_path, code=1)
+    assert "has no manifest.json, so it is no statistics artifact" in run("inspect", tmp_path, code=1)
+    save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")
+    assert "schema is 'none'; expected one that this version writes" in run(
+        "inspect", tmp_path / "other.safetensors", code=1
+    )
     (tmp_path / "x.safetensors").write_bytes(b"no")
     assert "not a readable safetensors file" in run("inspect", tmp_path / "x.safetensors", code=1)
     lost = project.statistics / "taps.zarr/neuron/sum_abs/c/1"

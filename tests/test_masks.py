@@ -108,7 +108,7 @@ def test_columns_that_m_does_not_divide_are_refused_by_name():
     [
         (
             {"rule": "unstructured", "sparsity": 1.0},
-            r"^patterns\.test\.sparsity: found 1\.0; value error, expected a share in \[0, 1\), or [^\n]*$",
+            r"^patterns\.test\.sparsity: found 1\.0; expected a share in \[0, 1\), or [^\n]*$",
         ),
         ({"rule": "unstructured", "sparsity": -0.1}, r"expected a share in \[0, 1\)"),
         ({"rule": "unstructured", "sparsity": 0.5, "group": "column"}, "'row', 'module', 'layer' or 'global'"),

@@ -74,7 +74,7 @@ CHECKED = distinct(settings(METHODS))
 def test_scores_agree_with_their_definition(statistics, layers, finished_project, part):
     part = filled(part, NUMBERS)
     chosen = recipe(part)
-    factors, header = compute_factors(statistics, chosen), score_header(statistics, "test", chosen)
+    factors, header = compute_factors(statistics, chosen), score_header(statistics.manifest, "test", chosen)
     checkpoint = Checkpoint(open_model(finished_project.artifacts / "model").weights_directory)
     # The sketch gives the mean of a channel's largest |a| within 1 %, of so few tokens within 3 %.
     by_default = 1.0 if part["method"] in ("wanda_spiky", "wanda_select") else 0.0
@@ -124,7 +124,7 @@ def no_forward(monkeypatch):
 
 def bits(statistics, model, part, pattern) -> np.ndarray:
     chosen = recipe(part)
-    factors, header = compute_factors(statistics, chosen), score_header(statistics, "test", chosen)
+    factors, header = compute_factors(statistics, chosen), score_header(statistics.manifest, "test", chosen)
     masks = iter_masks(model, factors, header, read_pattern(pattern, "patterns.test"))
     return np.concatenate([mask.keep.ravel() for mask in masks if mask.part == "mlp"])
 

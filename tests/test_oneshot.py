@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from neuronrank import collecting, registry
 from neuronrank.cli import main
 from neuronrank.mask_store import MaskFile
-from neuronrank.oneshot.command import in_flags
+from neuronrank.oneshot.flags import in_flags
 from neuronrank.oneshot.request import Flags, read_request
 from neuronrank.presets import ALIASES
 
@@ -175,12 +175,22 @@ def test_a_tied_head_is_refused_unless_untied_on_request(run, tmp_path):
         (["wanda", "--sparsity_type", "2-4"], "--sparsity_type '2-4': expected unstructured, structured or n:m"),
         (
             ["wanda", "--sparsity_type", "2:4", "--sparsity_ratio", "0.6"],
-            "--sparsity_ratio 0.6: --sparsity_type 2:4 removes 0.5",
+            "--sparsity_type: keeping 2 of 4 removes 0.5, sparsity says 0.6",
         ),
-        (["wanda", "--sparsity_type", "4:2"], "--sparsity_type 4:2: n of every m are kept, so that n is below m"),
-        (["wanda", "--sparsity_type", "structured"], "method 'wanda' has no neuron score"),
-        (["neuronrank", "--sparsity_type", "unstructured", *SMALL], "neuronrank ranks whole neurons"),
-        (["wanda", "--sparsity_ratio", "1.5"], "--sparsity_ratio 1.5: expected a share of at least 0 and below 1"),
+        (["wanda", "--sparsity_type", "4:2"], "--sparsity_type: keep_n 4 is more than group_m 2"),
+        (["wanda", "--sparsity_type", "structured"], "method 'wanda' of the MLP has no neuron score"),
+        (["neuronrank", "--sparsity_type", "unstructured", *SMALL], "of mlp ranks whole neurons"),
+        (["wanda", "--sparsity_ratio", "1.5"], "Error: --sparsity_ratio: found 1.5; expected a share in [0, 1)\n"),
+        (
+            ["neuronrank_tfidf", "--nr_q_active", "1.5"],
+            "Error: --nr-q-active: found 1.5; input should be less than 1\n",
+        ),
+        (["wanda_idf", "--threshold", "abc"], "Error: --threshold: found 'abc'; input should be 'pooled', 'relative'"),
+        (["wanda", "--set", "nsamples=0"], "Error: --prune_method wanda: nsamples: found 0; input should be greater"),
+        (["neuronrank_tfidf", "--pruning_last", "1", "--nr_skip_mlp"], "masks and --pruning_last prune the MLP only"),
+        (["neuronrank_old", "--nr-skip-mlp"], "prunes attention when told so, add --nr-include-attention"),
+        (["magnitude", "--statistics", "tests"], "--statistics: magnitude reads no statistics; leave it out"),
+        (["wanda", "--statistics", "tests"], "--statistics tests/manifest.json: not found. Name statistics that fit"),
         (["wanda", "--hybrid-mlp-method", "neuronrank_old"], "only with --prune_method hybrid"),
         (["wanda", "--preset", "balanced"], "presets are of neuronrank_tfidf"),
         (["neuronrank_tfidf", "--preset", "mild"], "known: conservative, balanced, aggressive"),
@@ -212,13 +222,12 @@ def test_bad_flags_are_named(run, flags, message):
         (["wanda", "--set", "nsamples=13"], "holds 12 documents, nsamples 13 were asked for. Raise --nsamples"),
         (["wanda", "--nr-prune-lm-head"], "ask for an own copy: --untie-lm-head"),
         (["wanda", "--pruning_last", "3"], "pruning_last 3: the model has 2 layers"),
-        (["neuronrank_tfidf", "--nr-skip-mlp", "--nr-skip-attention"], "leave nothing to prune"),
+        (["neuronrank_tfidf", "--nr-skip-mlp", "--nr-skip-attention"], "nothing is left to prune"),
         (
             ["neuronrank_old", "--threshold", "0.05"],
             "keeps no neuron/sketch_negative_count, which is needed. Give --profile",
         ),
         (["neuronrank_fisher", "--nr-include-attention"], "neuronrank_fisher scores the MLP only"),
-        (["neuronrank_old", "--nr-skip-mlp"], "nothing to prune: recipe 'neuronrank_old' scores nothing"),
         (["hybrid", "--nr-include-attention", "--nr-skip-attention"], "-attention contradict each other"),
         (["neuronrank_tfidf", "--nr-tfidf-k", "8"], "topics does nothing with mode 'doc'"),
         (["neuronrank_old", "--nr-q-active", "0.5"], "q_active does nothing with threshold 'theta'"),
@@ -276,7 +285,43 @@ def test_an_output_that_exists_is_kept(run, tmp_path):
 
 def test_statistics_that_are_named_must_fit(run, finished_project):
     given = ["--statistics", str(finished_project.statistics)]
-    refused(run("--prune_method", "wanda", "--nsamples", "3", "--seed", "9", *given), "collected on other text")
+    refused(
+        run("--prune_method", "wanda", "--nsamples", "13", "--seqlen", "8", "--dtype", "bfloat16", *given),
+        "--statistics",
+        "dtype is float32, the run has bfloat16",
+        "seqlen is 16, the run has 8",
+        "holds 12 windows, the run asks for 13",
+        "Name statistics that fit, or leave --statistics out",
+    )
+
+
+def test_what_reads_nothing_is_not_calibrated(run, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    monkeypatch.setattr(collecting, "collect_statistics", lambda *_a, **_k: pytest.fail("collected"))
+    done = run("--prune_method", "magnitude", "--save", str(tmp_path / "out"), cache=tmp_path / "cache")
+    assert done.exit_code == 0, done.output
+    assert "calibration: none, magnitude reads no statistics" in caplog.text
+    assert json.loads((tmp_path / "out/summary.json").read_text())["calibration"] == {"forward_pass": False}
+    assert not (tmp_path / "cache/windows").exists()
+
+
+def test_why_statistics_of_the_same_text_are_not_reused_is_told(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    by_class = ["--prune_method", "neuronrank_fisher", "--neuronrank-max-classes"]
+    assert run(*by_class, "10", "--profile", "lean", cache=tmp_path / "cache").exit_code == 1
+    assert run("--prune_method", "wanda", "--profile", "lean", cache=tmp_path / "cache").exit_code == 0
+    caplog.clear()
+    assert run(*by_class, "10", cache=tmp_path / "cache").exit_code == 0
+    assert "cannot be reused: " in caplog.text
+    assert "profile 'lean' keeps no neuron/class_sum, which is needed" in caplog.text
+
+
+def test_the_summary_counts_the_windows_that_were_used(run, tmp_path):
+    assert run("--prune_method", "wanda", cache=tmp_path / "cache").exit_code == 0
+    flags = ["--prune_method", "wanda", "--nsamples", "5", "--save", str(tmp_path / "out")]
+    assert run(*flags, cache=tmp_path / "cache").exit_code == 0
+    calibration = json.loads((tmp_path / "out/summary.json").read_text())["calibration"]
+    assert (calibration["n_windows"], calibration["n_windows_held"]) == (5, 12)
 
 
 def test_flags_become_the_sections_of_params():

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from neuronrank.element_scores import weight_scores
-from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
+from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError, UnknownName
 from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors
+from neuronrank.scoring import Element
 from tests.artifacts import module, statistics
 
 UP = module("up", "mlp", (2, 4), "mlp_in", "neuron", "row")
@@ -37,6 +38,20 @@ def test_wanda_is_the_l2_norm_of_the_input_columns(tmp_path):
     assert factors["up.column"].tolist() == [5, 3, 3, 5]
     assert set(factors) == {"up.column"}
     assert scored(factors, "up", WEIGHT).tolist() == [[10, 9, 6, 5], [20, 24, 27, 25]]
+
+
+def test_names_that_mean_nothing_are_refused(tmp_path):
+    opened = statistics(tmp_path, {("mlp_in", "sum_sq"): SQUARES}, [UP])
+    with pytest.raises(
+        UnknownName, match=r"layer 0, tap 'mlp_in': no totals of 'sumsq'; there are: sum, sum_abs, sum_sq"
+    ):
+        opened.tap(0, "mlp_in", None).total("sumsq")
+    with pytest.raises(ArtifactError, match=r"tap 'mlp-in' holds nothing; 'sum_sq' is needed"):
+        opened.tap(0, "mlp-in", None).documents("sum_sq")
+    with pytest.raises(UnknownName, match=r"'inputs' is unknown; known: input, neuron, gate_pre, None"):
+        Element(1.0, "inputs")
+    with pytest.raises(UnknownName, match=r"'norm' is unknown; known: element, row_norm, neuron_norm"):
+        Element(1.0, None, weight="norm")
 
 
 def test_wanda_of_fewer_samples_uses_the_first_documents(tmp_path):

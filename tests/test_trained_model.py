@@ -365,7 +365,7 @@ def recipe_of(part, both=True):
 
 
 def described_parts(statistics, chosen):
-    return score_header(statistics, "test", chosen)["parts"]
+    return score_header(statistics.manifest, "test", chosen)["parts"]
 
 
 def apart(found, expected, part):

@@ -44,7 +44,7 @@ def model():
 
 def bits(statistics, model, part) -> np.ndarray:
     recipe = read_recipe({"attention": {"method": "none"}, "mlp": part}, "recipes.test")
-    factors, header = compute_factors(statistics, recipe), score_header(statistics, "test", recipe)
+    factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, "test", recipe)
     pattern = read_pattern(STRUCTURED if part["method"] in STRUCTURED_ONLY else PATTERN, "patterns.test")
     return np.concatenate([mask.keep.ravel() for mask in iter_masks(model, factors, header, pattern)])
 

@@ -1,7 +1,7 @@
 """The one forward pass over the calibration documents: layer after layer, every tap counted."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -151,8 +151,7 @@ def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, NDArray
         name = f"{model.layout.layers}.{index}.{linear.path}"
         weight = model.checkpoint.tensor(f"{name}.weight")  # as stored, whatever the forward pass's dtype
         require_finite(f"{name}.weight", weight)
-        role = {key: value for key, value in asdict(linear).items() if key != "path"}
-        modules.append({"name": name, "layer": index, "shape": list(weight.shape), **role})
+        modules.append(linear.entry(name, index, weight.shape))
         sums.update({f"{name}.{key}": vector.numpy() for key, vector in weight_sums(weight).items()})
     return sums, modules
 

@@ -16,6 +16,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from neuronrank import registry
+from neuronrank.errors import UnknownName
 from neuronrank.params import Section
 from neuronrank.presets import ALIASES, PRESET_METHOD, PRESETS
 
@@ -40,7 +41,11 @@ def methods_table() -> list[str]:
     """Return the lines of a table of every method, and of the other names that some have."""
     rows = [("method", "scores", "of parts", "group", "score; what it reads")]
     for name in registry.names("scoring"):
-        method = registry.load("scoring", name)
+        try:
+            method = registry.load("scoring", name)
+        except UnknownName as err:  # one broken file does not hide the others
+            rows.append((name, "", "", "", str(err)))
+            continue
         parts, group = ", ".join(method.PARTS), method.DEFAULT_GROUP
         rows += [(name, _ranks(name, method), parts, group, _title(method)), ("", "", "", "", f"reads {method.READS}")]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -2,7 +2,7 @@
 
 NeuronrankError
 ├── ParamsError        params.yaml: unknown key, wrong type, value out of range
-├── UnknownName        a method, mask rule, text or architecture that no file provides
+├── UnknownName        a method, mask rule, text or architecture that no sound file provides; a statistic likewise
 ├── SourceError        a model or a text that cannot be fetched, or is not what was asked for
 ├── ArtifactError      an artifact that is missing, incomplete, corrupt or of another schema
 ├── MismatchError      two artifacts, or an artifact and a model, that do not belong together
@@ -21,7 +21,7 @@ class ParamsError(NeuronrankError):
 
 
 class UnknownName(NeuronrankError):
-    """A name that no file of the room provides."""
+    """A name that no file of the room provides, or only a broken one; a statistic that there is not."""
 
 
 class SourceError(NeuronrankError):

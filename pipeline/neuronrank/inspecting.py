@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from neuronrank import losses, mask_store, score_store, windows
 from neuronrank.errors import ArtifactError
-from neuronrank.files import HEADER_KEY, read_header
+from neuronrank.files import HEADER_KEY
 from neuronrank.realised import part_counts
-from neuronrank.statistics_store import Statistics
+from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.stored_arrays import stored_arrays, total_bytes
 
 Description = dict[str, Any]
@@ -31,6 +31,11 @@ def describe(path: Path) -> Description:
         ArtifactError: missing, incomplete, corrupt, or none of ours.
     """
     if path.is_dir():
+        if not (path / MANIFEST).exists():
+            raise ArtifactError(
+                f"{path}: has no {MANIFEST}, so it is no statistics artifact, or not a complete one. Scores, masks, "
+                f"losses and token windows are files: give one of those below it"
+            )
         return _describe_statistics(path)
     readers: dict[str, Callable[[Path], Description]] = {
         score_store.SCHEMA: _describe_scores,
@@ -38,21 +43,24 @@ def describe(path: Path) -> Description:
         losses.SCHEMA: _describe_losses,
         windows.SCHEMA: _describe_windows,
     }
-    reader = readers.get(_schema(path))
-    if reader is None:
-        header = read_header(path, " or ".join(readers), "dvc repro")
-        raise ArtifactError(f"{path}: schema is {header['schema']!r}. Make it again: dvc repro")
-    return reader(path)
+    schema = _schema(path)
+    if schema not in readers:
+        raise ArtifactError(
+            f"{path}: schema is {schema!r}; expected one that this version writes: {', '.join(readers)}"
+        )
+    return readers[schema](path)
 
 
 def _schema(path: Path) -> str:
-    """Return the schema that a file states, or nothing: `read_header` then says what is wrong with it."""
+    """Return the schema that a file states, "none" when it states none."""
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-    except (safetensors.SafetensorError, OSError, ValueError):
-        return ""
-    return str(header.get("schema", "")) if isinstance(header, dict) else ""
+    except FileNotFoundError as err:
+        raise ArtifactError(f"{path}: not found") from err
+    except (safetensors.SafetensorError, OSError, ValueError) as err:
+        raise ArtifactError(f"{path}: not a readable safetensors file of ours ({err})") from err
+    return str(header.get("schema", "none")) if isinstance(header, dict) else "none"
 
 
 def _describe_statistics(path: Path) -> Description:

@@ -74,7 +74,7 @@ def measure_all(
         for name, section in lookup(params, "recipes").items():
             recipe = read_recipe(section, f"recipes.{name}")
             with clock("score"):
-                factors, header = compute_factors(statistics, recipe), score_header(statistics, name, recipe)
+                factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, name, recipe)
             for pattern_name, pattern in _patterns(params, recipe).items():
                 path = Path(scratch) / "mask.safetensors"
                 with clock("prune"):

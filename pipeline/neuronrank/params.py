@@ -106,7 +106,9 @@ def _fault_lines(section: type[BaseModel], err: ValidationError, where: str) -> 
         elif fault["type"] == "missing":
             lines.append(f"{location}: missing, it has no default")
         else:
-            lines.append(f"{location}: found {fault['input']!r}; {fault['msg'][0].lower() + fault['msg'][1:]}")
+            message = fault["msg"].removeprefix("Value error, ")
+            found = f"found {fault['input']!r}; " if fault["loc"] else ""  # of a whole section it would be all of it
+            lines.append(f"{location}: {found}{message[0].lower() + message[1:]}")
     return lines
 
 

@@ -59,7 +59,8 @@ def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
         ParamsError: the pattern names more layers than the model has, or nothing is left to prune.
     """
     if (pattern.params.pruning_last or 0) > header["n_layers"]:
-        raise ParamsError(f"pruning_last {pattern.params.pruning_last}: the model has {header['n_layers']} layers")
+        last, n_layers = pattern.params.pruning_last, header["n_layers"]
+        raise ParamsError(f"pruning_last {last}: the model has {n_layers} layers; give at most so many")
     chosen = [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], header["n_layers"])]
     if pattern.rule.RANKS == "neurons":
         chosen = [module for module in chosen if module["neuron_tap"] == NEURONS]
@@ -83,10 +84,13 @@ def why_unfit(parts: dict[str, dict[str, Any]], pattern: Pattern) -> str | None:
     selected = {name: part for name, part in parts.items() if getattr(pattern.params, name)}
     if pattern.rule.RANKS == "neurons":
         mlp = parts.get("mlp", {})
-        return None if mlp.get("neurons") else f"method {mlp.get('method', 'none')!r} of the MLP has no neuron score"
+        why = f"method {mlp.get('method', 'none')!r} of the MLP has no neuron score (`neuronrank methods` lists those)"
+        return None if mlp.get("neurons") else why
     for name, part in selected.items():
         if not part["elements"]:
-            return f"method {part['method']!r} of {name} ranks whole neurons, not single weights"
+            return (
+                f"method {part['method']!r} of {name} ranks whole neurons, as structured masks do, not single weights"
+            )
     found = selected or pattern.params.lm_head
     return None if found else f"the recipe scores {', '.join(parts) or 'nothing'}, which the pattern leaves dense"
 

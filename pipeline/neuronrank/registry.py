@@ -18,12 +18,21 @@ def load(room: str, name: str) -> ModuleType:
     """Import exactly one file of a room.
 
     Raises:
-        UnknownName: no such file; the message lists the known names and the nearest one.
+        UnknownName: no such file (the message lists the known names and the nearest one), or one that cannot be
+            imported or lacks what its room's `PROVIDES` asks for.
     """
     known = names(room)
     if name not in known:
         raise UnknownName(f"{room}: unknown name {name!r}{nearest(name, known)}; known: {', '.join(known)}")
-    return importlib.import_module(f"neuronrank.{room}.{name}")
+    provides = importlib.import_module(f"neuronrank.{room}").PROVIDES
+    try:
+        module = importlib.import_module(f"neuronrank.{room}.{name}")
+    except Exception as err:  # whatever is wrong with a file, its name is what a user needs
+        raise UnknownName(f"{room}/{name}.py: cannot be imported: {type(err).__name__}: {err}") from err
+    missing = [what for what in provides if not hasattr(module, what)]
+    if missing:
+        raise UnknownName(f"{room}/{name}.py: has no {', '.join(missing)}; a file there has {', '.join(provides)}")
+    return module
 
 
 def nearest(name: str, known: list[str]) -> str:

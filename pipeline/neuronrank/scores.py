@@ -142,27 +142,22 @@ def _require_ranking(factor: Vector, what: str, is_term: bool = False) -> None:
         raise DegenerateError(f"{what} is the same in all {stored.size} channels: it cannot rank")
 
 
-def score_header(statistics: Statistics, recipe_name: str, recipe: Recipe) -> dict[str, Any]:
+def score_header(manifest: dict[str, Any], recipe_name: str, recipe: Recipe) -> dict[str, Any]:
     """Return what the scores say of themselves: methods, modules, and what they were made from.
 
     A part that the recipe leaves without a score is absent from `parts`.
+
+    Args:
+        manifest: of the statistics.
+        recipe_name: as params.yaml or the command line call it.
+        recipe: a method for each part.
     """
-    manifest = statistics.manifest
+    kept = ("name", "layer", "part", "shape", "neuron_tap", "neuron_axis")
     return {
         "schema": SCHEMA,
         "recipe": recipe_name,
         "parts": scored_parts(recipe),
-        "modules": [
-            {
-                "name": module.name,
-                "layer": module.layer,
-                "part": module.part,
-                "shape": list(module.shape),
-                "neuron_tap": module.neuron_tap,
-                "neuron_axis": module.neuron_axis,
-            }
-            for module in statistics.modules
-        ],
+        "modules": [{key: module[key] for key in kept} for module in manifest["modules"]],
         "lm_head": manifest["lm_head"],
         "n_layers": manifest["n_layers"],
         "model": manifest["model"],

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
-from neuronrank.errors import MismatchError
+from neuronrank.errors import MismatchError, UnknownName
 from neuronrank.sketch import EDGES, MagnitudeSketch
 from neuronrank.statistics_schema import TOTALS
 from neuronrank.token_classes import ClassMoments, fewer_classes
@@ -66,7 +66,10 @@ class TapStatistics:
 
         Raises:
             ArtifactError: the artifact does not hold this statistic of this tap.
+            UnknownName: no artifact has totals of it.
         """
+        if statistic not in TOTALS:
+            raise UnknownName(f"{self.where}: no totals of {statistic!r}; there are: {', '.join(TOTALS)}")
         if self.n_documents == self._store.n_documents:
             return np.asarray(self._read(TOTALS[statistic]))
         return np.asarray(self.documents(statistic).sum(axis=0, dtype=np.float64))

@@ -35,6 +35,8 @@ from pydantic import (
 
 from neuronrank.params import Section
 
+PROVIDES = ("Params", "RANKS", "group", "sparsity", "tolerance", "keep")
+
 
 @dataclass(frozen=True)
 class MaskedModule:

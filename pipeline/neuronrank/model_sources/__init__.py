@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from neuronrank.params import Section
 
+PROVIDES = ("Params", "materialise")
+
 
 class ModelParams(Section):
     """What every source understands."""

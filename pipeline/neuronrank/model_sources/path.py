@@ -25,6 +25,8 @@ def materialise(params: Params, out: Path) -> Weights:
     """
     path = Path(params.path)
     if path.is_dir():
+        if not (path / "config.json").exists():
+            raise SourceError(f"model.path: {path} has no config.json; expected a Hugging Face directory")
         return Weights(path, {"path": params.path})
     if path.is_file():
         convert_gguf(path, out, params.dtype)

@@ -3,8 +3,11 @@
 One file per `config.model_type`, each with `LAYOUT`. Names only: nothing here imports torch or transformers.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+PROVIDES = ("LAYOUT",)
 
 Part = Literal["attention", "mlp"]
 Axis = Literal["row", "column"]
@@ -23,6 +26,11 @@ class LinearRole:
     """Tap of the neurons that the module feeds or reads."""
     neuron_axis: Axis
     """Where that factor lies: rows of q, k, v, gate, up; columns of o, down."""
+
+    def entry(self, name: str, layer: int, shape: Sequence[int]) -> dict[str, Any]:
+        """Return what a manifest says of one such module."""
+        role = {key: value for key, value in asdict(self).items() if key != "path"}
+        return {"name": name, "layer": layer, "shape": list(shape), **role}
 
 
 @dataclass(frozen=True)

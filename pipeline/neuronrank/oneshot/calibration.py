@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,8 @@ from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import canonical_json, sha256_text
+from neuronrank.oneshot.flags import in_flags
+from neuronrank.oneshot.model_alone import manifest_of
 from neuronrank.oneshot.request import Request
 from neuronrank.params import validate
 from neuronrank.recipes import Recipe, RecipePart
@@ -26,12 +29,22 @@ log = logging.getLogger("neuronrank")
 class Scored:
     """Factors and what they were computed from."""
 
-    statistics: Statistics
+    manifest: dict[str, Any]
+    """Of the statistics; of the model alone when the recipe reads nothing else."""
+    directory: Path | None
+    """Of the statistics."""
     recipe: Recipe
     factors: Factors
-    reused: bool
-    """No forward pass ran."""
-    collect_seconds: float
+    n_documents: int = 0
+    """How many of the statistics' documents were asked for."""
+    forward_pass: bool = False
+    collect_seconds: float = 0.0
+
+
+def scored_alone(model: ModelArtifact, request: Request) -> Scored:
+    """Return the scores of a recipe that reads no statistics: weights alone decide, there are no factors."""
+    log.info("calibration: none, %s reads no statistics", request.name)
+    return Scored(manifest_of(model), None, request.recipe, {})
 
 
 def scored_statistics(
@@ -50,49 +63,67 @@ def scored_statistics(
         given: an artifact to use; it must fit.
 
     Raises:
+        ArtifactError: `given` is no statistics artifact, or holds too little; the message says what.
         MismatchError: `given` does not fit; the message says why.
     """
     nearby = [Path("artifacts/statistics"), *sorted(path.parent for path in cache.glob(f"*/{MANIFEST}"))]
     for directory in [given] if given else nearby:
-        try:
-            opened, recipe = _opened(directory, model, windows, request)
-            factors = compute_factors(opened, recipe)
-        except MismatchError as err:
-            if given:
-                raise
-            log.debug("%s: does not fit: %s", directory, err)
+        if not (given or directory.exists()):
             continue
-        except ArtifactError as err:  # an earlier schema, a smaller profile, or damage: worth knowing
+        try:
+            opened = Statistics(directory)
+            foreign = _why_foreign(opened, model, windows, request)
+            if foreign and not given:  # of another model or text, as most are that earlier runs left
+                continue
+            if foreign:
+                raise MismatchError(f"{directory}: {foreign}")
+            recipe = _fitted_recipe(opened, len(windows.token_ids), request)
+            factors = compute_factors(opened, recipe)
+        except (ArtifactError, MismatchError) as err:
             if given:
-                raise
-            if directory.exists():
-                log.info("calibration: %s is not used: %s", directory, err)
+                raise type(err)(f"--statistics {err}. Name statistics that fit, or leave --statistics out") from err
+            log.info("calibration: %s cannot be reused: %s", directory, in_flags(str(err)).partition(". ")[0])
             continue
         log.info("calibration: no forward pass, statistics of %s are reused", directory)
-        return Scored(opened, recipe, factors, reused=True, collect_seconds=0.0)
+        return Scored(opened.manifest, directory, recipe, factors, len(windows.token_ids))
     return _collected(model, windows, request, cache)
 
 
-def _opened(directory: Path, model: ModelArtifact, windows: Windows, request: Request) -> tuple[Statistics, Recipe]:
-    opened = Statistics(directory)
+def _why_foreign(opened: Statistics, model: ModelArtifact, windows: Windows, request: Request) -> str | None:
+    """Return in what the statistics come from another model, number type or text; None when from this one."""
     manifest, n = opened.manifest, len(windows.token_ids)
-    collect = manifest["collect"]
-    for what, found, wanted in (
-        ("model", manifest["model"]["fingerprint"], model.fingerprint),
-        ("dtype", collect["dtype"], request.collect["dtype"]),
-        ("propagation", collect["propagation"], "dense"),
-        ("topics", *((collect["topics"], request.collect["topics"]) if request.uses_topics else ("", ""))),
-    ):
-        if found != wanted:
-            raise MismatchError(f"{directory}: {what} is {found}, the run needs {wanted}. Leave --statistics out")
-    held = opened.token_ids()
-    if held.shape[1:] != windows.token_ids.shape[1:] or not np.array_equal(held[:n], windows.token_ids):
-        raise MismatchError(
-            f"{directory}: collected on other text, length, seed or number of windows than {n} of these"
-        )
-    if len(held) == n:
-        return opened, request.recipe
-    return opened, {name: _with_samples(directory, part, n) for name, part in request.recipe.items()}
+    collect, calibration = manifest["collect"], manifest["calibration"]
+    compared = {
+        "model": (manifest["model"]["fingerprint"], model.fingerprint),
+        "dtype": (collect["dtype"], request.collect["dtype"]),
+        "propagation": (collect["propagation"], "dense"),
+        "seqlen": (calibration["window_tokens"], windows.token_ids.shape[1]),
+        "seed": (calibration["seed"], windows.header["seed"]),
+        "text": (calibration["source"], windows.header["source"]),
+    }
+    differing = [
+        f"{what} is {found}, the run has {wanted}" for what, (found, wanted) in compared.items() if found != wanted
+    ]
+    if calibration["n_windows"] < n:
+        differing.append(f"holds {calibration['n_windows']} windows, the run asks for {n}")
+    if not np.array_equal(opened.token_ids()[:n], windows.token_ids):
+        return "; ".join(differing) or "its calibration tokens are others, though drawn alike: the text has changed"
+    parts = [line for line in differing if not line.startswith(("seed", "text"))]  # the same tokens, however they came
+    return "; ".join(parts) or None
+
+
+def _fitted_recipe(opened: Statistics, n: int, request: Request) -> Recipe:
+    """Return the recipe, limited to the first n documents of the statistics.
+
+    Raises:
+        MismatchError: it cannot be limited so, or counts topics that were found in another way.
+    """
+    found, wanted = opened.manifest["collect"]["topics"], request.collect["topics"]
+    if request.uses_topics and found != wanted:
+        raise MismatchError(f"{opened.directory}: topics were found with {found}, the run asks for {wanted}")
+    if opened.n_documents == n:
+        return request.recipe
+    return {name: _with_samples(opened.directory, part, n) for name, part in request.recipe.items()}
 
 
 def _with_samples(directory: Path, part: RecipePart, n: int) -> RecipePart:
@@ -112,10 +143,11 @@ def _collected(model: ModelArtifact, windows: Windows, request: Request, cache: 
     key = {"model": model.fingerprint, "tokens": windows.sha256, "collect": options.model_dump(mode="json")}
     out = cache / sha256_text(canonical_json(key))[:16]
     n_documents, n_tokens = windows.token_ids.shape
-    log.info("calibration: no fitting statistics; a forward pass over %d windows of %d tokens", n_documents, n_tokens)
+    log.info("calibration: no statistics fit; a forward pass over %d windows of %d tokens", n_documents, n_tokens)
     begin = time.perf_counter()
     collect_statistics(model, windows, options, out)
     seconds = time.perf_counter() - begin
     log.info("calibration: collected in %.1f s, kept at %s", seconds, out)
     opened = Statistics(out)
-    return Scored(opened, request.recipe, compute_factors(opened, request.recipe), False, seconds)
+    factors = compute_factors(opened, request.recipe)
+    return Scored(opened.manifest, out, request.recipe, factors, n_documents, True, seconds)

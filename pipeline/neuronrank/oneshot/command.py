@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,49 +9,11 @@ from typing import Any
 import click
 
 from neuronrank.errors import NeuronrankError, ParamsError
-
-_METHOD_FLAGS: dict[str, tuple[str, Any, str]] = {
-    "weight-exp": ("weight_exp", float, "Exponent of |W|."),
-    "activation-exp": ("activation_exp", float, "Exponent of Wanda's norm."),
-    "tf-exp": ("tf_exp", float, "Exponent of TF."),
-    "idf-exp": ("idf_exp", float, "Exponent of IDF; > 0 favours specialists."),
-    "nr-spikiness-exp": ("spikiness_exp", float, "Exponent of spikiness."),
-    "nr-tfidf-mode": ("mode", click.Choice(["doc", "topic"]), "Count documents or topics."),
-    "nr-tfidf-k": ("topics", int, "Number of topics."),
-    "nr-q-active": ("q_active", float, "Quantile of the pooled activity threshold."),
-    "nr-axis": ("axis", click.Choice(["neuron", "gate_pre", "input"]), "Whose channels TF-IDF counts."),
-    "neuronrank-max-classes": ("classes", int, "Number of token classes."),
-    "neuronrank-token-weight": ("token_weight", float, "Weight of the variance over tokens."),
-    "variance-exp": ("variance_exp", float, "Exponent of the variance."),
-    "variance-multi": ("variance_multi", float, "Multiplier of the variance."),
-    "magnitude-multi": ("magnitude_multi", float, "Multiplier of the magnitude."),
-    "nr-pca-components": ("components", int, "Most principal components."),
-}
-"""Flag -> parameter of the scoring method, its type, and help. In a hybrid they are the MLP method's."""
-
-
-_SAID_AS = {
-    r"Raise collect\.classes \(.*?\) and": "Lower --neuronrank-max-classes, or give more text.",
-    r"Raise collect\.topics\.micro_topics and": "Leave --statistics out.",
-    r"prepare\.calibration_windows": "--nsamples",
-    r"prepare\.window_tokens": "--seqlen",
-    r"Set collect\.(profile|dtype):": r"Give --\1",
-    r"collect\.(profile|dtype):": r"--\1",
-    r"untie_lm_head: true \(--untie-lm-head\)": "--untie-lm-head",
-    r"(,| and|\.)? ?[Rr]un: dvc repro( [\w@]+)*": "",
-}
-"""What messages say to people who have a params.yaml -> what it is on this command line; patterns, in order."""
-
-
-def in_flags(message: str) -> str:
-    """Return a message of the library with flags in place of parameters and stages."""
-    for pattern, said in _SAID_AS.items():
-        message = re.sub(pattern, said, message)
-    return message
+from neuronrank.oneshot.flags import METHOD_FLAGS, in_flags
 
 
 def _method_options(function: Any) -> Any:
-    for flag, (_, kind, text) in reversed(_METHOD_FLAGS.items()):
+    for flag, (_, kind, text) in reversed(METHOD_FLAGS.items()):
         function = click.option(f"--{flag}", type=kind, default=None, help=text)(function)
     return function
 
@@ -100,7 +61,7 @@ def run(**options: Any) -> None:
 
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    given = {name: options.pop(flag.replace("-", "_")) for flag, (name, _, _) in _METHOD_FLAGS.items()}
+    given = {name: options.pop(flag.replace("-", "_")) for flag, (name, _, _) in METHOD_FLAGS.items()}
     method_params = {name: value for name, value in given.items() if value is not None}
     if options.pop("nr_mahalanobis_pooled"):
         method_params["pooled"] = True

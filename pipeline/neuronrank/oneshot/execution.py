@@ -14,13 +14,13 @@ import torch
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.compact import export_compact
-from neuronrank.errors import SourceError
+from neuronrank.errors import ParamsError, SourceError
 from neuronrank.export import export_model
 from neuronrank.fetching import fetch_model
 from neuronrank.files import canonical_json, output_directory, sha256_text, write_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
-from neuronrank.oneshot.calibration import Scored, scored_statistics
+from neuronrank.oneshot.calibration import Scored, scored_alone, scored_statistics
 from neuronrank.oneshot.preflight import require_possible
 from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
@@ -72,14 +72,13 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     model = _model(request, cache)
     if outputs.statistics is None:
         require_possible(model, request)
-    windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
     begin = time.perf_counter()
-    scored = scored_statistics(model, windows, request, cache / "statistics", outputs.statistics)
+    scored = _scored(model, request, cache, outputs.statistics)
     seconds = {"collect": scored.collect_seconds, "score": time.perf_counter() - begin - scored.collect_seconds}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "mask.safetensors"
         begin = time.perf_counter()
-        header = score_header(scored.statistics, request.name, scored.recipe)
+        header = score_header(scored.manifest, request.name, scored.recipe)
         made = make_masks(model, scored.factors, header, request.pattern, "run", path)
         seconds["prune"] = time.perf_counter() - begin
         masks = MaskFile(path)
@@ -88,8 +87,8 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
             "parts": header["parts"],
             "pattern": masks.header["pattern"],
             "model": header["model"],
-            "calibration": {**_calibration(scored), "forward_pass": not scored.reused},
-            "collect": scored.statistics.manifest["collect"],
+            "calibration": {**_calibration(scored), "forward_pass": scored.forward_pass},
+            "collect": scored.manifest["collect"],
             "sparsity": made["sparsity"],
             "part_counts": made["parts"],
             "modules": made["modules"],
@@ -105,7 +104,9 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
         if outputs.save_model:
             compact = request.pattern.rule.RANKS == "neurons" and request.pattern.params.pruning_last is None
             (export_compact if compact else export_model)(model, masks, outputs.save_model)
-            log.info("pruned model: %s", outputs.save_model)
+            log.info("pruned model%s: %s", ", neurons cut out" if compact else "", outputs.save_model)
+        if not (outputs.save or outputs.save_model):
+            log.info("neither mask nor model is kept; --save and --save_model keep them")
     return summary
 
 
@@ -130,10 +131,21 @@ def _model(request: Request, cache: Path) -> ModelArtifact:
     return open_model(directory)
 
 
+def _scored(model: ModelArtifact, request: Request, cache: Path, given: Path | None) -> Scored:
+    if not request.reads_statistics:
+        if given:
+            raise ParamsError(f"--statistics: {request.name} reads no statistics; leave it out")
+        return scored_alone(model, request)
+    windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
+    return scored_statistics(model, windows, request, cache / "statistics", given)
+
+
 def _calibration(scored: Scored) -> dict[str, Any]:
-    manifest = scored.statistics.manifest
-    described = {key: value for key, value in manifest["calibration"].items() if key != "origins"}
-    return {**described, "statistics": str(scored.statistics.directory), "profile": manifest["profile"]}
+    if scored.directory is None:
+        return {}
+    described = {key: value for key, value in scored.manifest["calibration"].items() if key != "origins"}
+    held = {"n_windows": scored.n_documents, "n_windows_held": described["n_windows"]}
+    return {**described, **held, "statistics": str(scored.directory), "profile": scored.manifest["profile"]}
 
 
 def _measured(

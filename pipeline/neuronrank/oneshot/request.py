@@ -3,6 +3,7 @@
 Source: METHODS section 6. A flag that the chosen method does not have is refused, never ignored.
 """
 
+import logging
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,12 @@ from neuronrank import registry
 from neuronrank.errors import ParamsError
 from neuronrank.patterns import Pattern, read_pattern
 from neuronrank.presets import ALIASES, PRESETS
+from neuronrank.pruning import why_unfit
 from neuronrank.recipes import Recipe, read_recipe
 from neuronrank.registry import nearest
+from neuronrank.scores import scored_parts
+
+log = logging.getLogger("neuronrank")
 
 WIKIPEDIA: dict[str, Any] = {
     "source": "wikipedia_articles",
@@ -85,6 +90,11 @@ class Request:
     pattern: Pattern
 
     @property
+    def reads_statistics(self) -> bool:
+        """Whether any part needs calibration."""
+        return any(part.method.READS != "nothing" for part in self.recipe.values())
+
+    @property
     def uses_topics(self) -> bool:
         """Whether a part counts topics, so that how they were found matters."""
         return any(getattr(part.params, "mode", "doc") == "topic" for part in self.recipe.values())
@@ -100,9 +110,16 @@ def read_request(flags: Flags) -> Request:
     name = HYBRID if flags.prune_method == HYBRID else method
     if flags.include_attention and flags.skip_attention:
         raise ParamsError("--nr-include-attention and --nr-skip-attention contradict each other")
-    if flags.skip_attention and flags.skip_mlp and not (flags.prune_lm_head or flags.untie_lm_head):
-        raise ParamsError("--nr-skip-attention and --nr-skip-mlp leave nothing to prune")
-    recipe = read_recipe(_recipe(flags, method), f"--prune_method {name}")
+    recipe = read_recipe(_recipe(flags, method), f"--prune_method {method}")
+    chosen = _pattern(flags, method)
+    pattern = read_pattern(chosen, "--sparsity_type")
+    if _left_dense(flags, method) and recipe["attention"].params.method == "none" and pattern.params.attention:
+        if flags.skip_mlp:
+            raise ParamsError(f"--nr-skip-mlp: {method} prunes attention when told so, add --nr-include-attention")
+        log.info("attention: left dense by %s unless --nr-include-attention is given", method)
+    why = why_unfit(scored_parts(recipe), pattern)
+    if why:
+        raise ParamsError(f"--prune_method {name} with --sparsity_type {flags.sparsity_type or chosen['rule']}: {why}")
     return Request(
         model=_model(flags.model, flags.dtype),
         text=_text(flags),
@@ -115,7 +132,7 @@ def read_request(flags: Flags) -> Request:
         collect=_collect(flags, recipe),
         name=name,
         recipe=recipe,
-        pattern=read_pattern(_pattern(flags, method), "--sparsity_type"),
+        pattern=pattern,
     )
 
 
@@ -204,8 +221,12 @@ def _require_governed(flags: Flags, method: str, part: dict[str, Any], scored: M
 
 
 def _with_attention(flags: Flags, method: str) -> bool:
-    only_when_asked = method == "neuronrank_old"
-    return not flags.skip_attention and (flags.include_attention or not only_when_asked)
+    return not (flags.skip_attention or _left_dense(flags, method))
+
+
+def _left_dense(flags: Flags, method: str) -> bool:
+    """Say whether the method leaves attention dense because nobody asked for it."""
+    return method == "neuronrank_old" and not flags.include_attention
 
 
 def _preset(flags: Flags, method: str) -> dict[str, Any]:
@@ -240,15 +261,6 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
     structured_only = structured_only and hasattr(scored, "neuron_score")
     kind = flags.sparsity_type or ("structured" if structured_only else "unstructured")
     ratio = 0.5 if flags.sparsity_ratio is None else flags.sparsity_ratio
-    if not 0 <= ratio < 1:
-        raise ParamsError(f"--sparsity_ratio {ratio}: expected a share of at least 0 and below 1; 0.5 removes half")
-    if structured_only and kind != "structured":
-        raise ParamsError(f"--sparsity_type {kind}: {method} ranks whole neurons; use --sparsity_type structured")
-    if kind == "structured" and not hasattr(scored, "neuron_score"):
-        raise ParamsError(
-            f"--sparsity_type structured: method {method!r} has no neuron score; `neuronrank methods` shows which "
-            f"have one"
-        )
     if flags.use_variant and kind != "unstructured":
         raise ParamsError(f"--use_variant: a rule of unstructured masks, not of {kind}")
     if flags.group and (flags.use_variant or kind != "unstructured"):
@@ -268,13 +280,6 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
     if not found:
         raise ParamsError(f"--sparsity_type {kind!r}: expected unstructured, structured or n:m (n of every m are kept)")
     keep_n, group_m = (int(number) for number in found.groups())
-    if keep_n >= group_m:
-        raise ParamsError(f"--sparsity_type {kind}: n of every m are kept, so that n is below m; 2:4 keeps half")
-    if flags.sparsity_ratio is not None and abs(flags.sparsity_ratio - (1 - keep_n / group_m)) > 1e-9:
-        raise ParamsError(
-            f"--sparsity_ratio {flags.sparsity_ratio}: --sparsity_type {kind} removes {1 - keep_n / group_m:g}; leave "
-            f"the ratio out"
-        )
     return {"rule": "n_of_m", "keep_n": keep_n, "group_m": group_m, "sparsity": flags.sparsity_ratio, **chosen}
 
 

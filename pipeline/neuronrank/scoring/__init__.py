@@ -16,11 +16,14 @@ Numpy only: scoring needs neither torch nor the model.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, PositiveInt
 
+from neuronrank.errors import UnknownName
 from neuronrank.params import Section
+
+PROVIDES = ("PARTS", "READS", "DEFAULT_GROUP", "Params", "element")
 
 Channels = Literal["input", "neuron", "gate_pre"]
 Weight = Literal["element", "row_norm", "neuron_norm"]
@@ -39,6 +42,12 @@ class Element:
     """Multiplies the weight; 0 leaves the term alone."""
     weight: Weight = "element"
     """|W_ij|; or the L2 norm of the module's own weights of the neuron; or of the neuron's gate row."""
+
+    def __post_init__(self) -> None:
+        """Refuse words that no score is made of; they would silently mean the neurons, or |W_ij|."""
+        for found, known in ((self.channels, (*get_args(Channels), None)), (self.weight, get_args(Weight))):
+            if found not in known:
+                raise UnknownName(f"Element: {found!r} is unknown; known: {', '.join(map(str, known))}")
 
 
 class MethodParams(Section):

@@ -4,6 +4,8 @@ from typing import Any
 
 from neuronrank.params import Section
 
+PROVIDES = ("Params", "documents")
+
 
 class TextParams(Section):
     """The text to calibrate on and the named texts to evaluate on."""
