@@ -15,10 +15,10 @@ SELECT = {
     "q_active": [0.3, 0.8],
     "kappa": [0.5, 1.5],
     "smooth": [True],
-    "idf_max": [0.3, 0.8],
+    "idf_max": [0.8, 0.95],
     "spike_quantile": [0.5, 0.95],
-    "spike_max": [1.5, 2.0],
-    "eps": [0.5, 0.8],
+    "spike_max": [4.2, 4.9],
+    "eps": [0.45, 0.5],
 }
 CLASS = {"weight_exp": [0.5, 2.0], "classes": [FEWER_CLASSES], "element": [False]}
 VARIANCE = {
@@ -46,7 +46,7 @@ KNOBS = {
         "q_active": [0.3, 0.9],
         "kappa": [0.8, 1.1],
         "spike_quantile": [0.5, 0.95],
-        "spike_max": [1.5, 2.0],
+        "spike_max": [3.2, 3.8],
         "eps": [1.5, 3.0],
         "nsamples": [SAMPLES],
     },

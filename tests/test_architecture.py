@@ -187,6 +187,9 @@ def test_recipes_that_the_planned_statistics_cannot_serve_are_told(tmp_path):
     params["recipes"]["tfidf"]["mlp"]["axis"] = "gate_pre"
     params["recipes"]["tfidf_topic"]["mlp"]["topics"] = 129
     params["recipes"]["wanda"]["mlp"]["nsamples"] = 65
+    params["recipes"]["wanda_spiky"]["mlp"] = {"method": "neuronrank_fisher", "classes": 101}
+    params["recipes"]["wanda_idf"]["mlp"] = {"method": "neuronrank_tfidf", "mode": "topic", "topics": 130}
+    params["recipes"]["hybrid"]["attention"] = {"method": "neuronrank_tfidf", "threshold": "sign"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(ParamsError) as caught:
         check_params(tmp_path / "params.yaml")
@@ -196,9 +199,34 @@ def test_recipes_that_the_planned_statistics_cannot_serve_are_told(tmp_path):
         ("tfidf_topic", "holds 128 micro-topics, 129 topics were asked for. Raise collect.topics.micro_topics"),
         ("wanda", "holds 64 documents, nsamples 65 were asked for"),
         ("fisher", "holds 100 token classes, 512 were asked for. Raise collect.classes"),
+        ("wanda_spiky", "holds 100 token classes, 101 were asked for"),
+        ("wanda_idf", "holds 128 micro-topics, 130 topics were asked for"),
+        ("hybrid", "keeps no q_out/sum, which is needed. Set collect.profile: full"),
     ):
         assert any(line.startswith(f"recipes.{recipe}: ") and said in line for line in lines), lines
-    assert not any(line.startswith("recipes.wanda_idf: ") for line in lines)
+    assert not any(line.startswith("recipes.wanda_select: ") for line in lines)
+
+
+def test_a_fault_is_told_once_and_brings_no_others(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["sweep"]["recipes"] = "wanda"
+    del params["report"], params["model"]
+    params["patterns"][50] = params["patterns"]["50pct"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError) as caught:
+        check_params(tmp_path / "params.yaml")
+    said = [
+        "params: no 'model'",
+        "patterns.50: a name is text; put it in quotes",
+        "sweep.recipes: found 'wanda'",
+        "params: no 'report'",
+    ]
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(said), lines
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
 
 
 def test_a_sweep_of_recipes_and_patterns_that_do_not_fit_is_told(tmp_path):
@@ -206,14 +234,17 @@ def test_a_sweep_of_recipes_and_patterns_that_do_not_fit_is_told(tmp_path):
     from neuronrank.project import check_params
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["sweep"]["recipes"].append("variance_structured")
-    params["sweep"]["patterns"] = ["50pct", "neurons50"]
+    params["sweep"]["recipes"] += ["variance_structured", "variance_unstructured"]
+    params["recipes"]["variance_unstructured"]["mlp"]["magnitude_multi"] = 0.0
+    params["sweep"]["patterns"] = ["50pct", "neurons50", "2of4"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(ParamsError) as caught:
         check_params(tmp_path / "params.yaml")
     lines = str(caught.value).splitlines()
     said = "method 'wanda' of the MLP has no neuron score (`neuronrank methods` lists those)"
     assert f"sweep: pattern 'neurons50' cannot prune recipe 'wanda': {said}" in lines
+    said = "the score of 'neuronrank_unstructured' is the same all along a row, and the pattern compares within rows"
+    assert f"sweep: pattern '2of4' cannot prune recipe 'variance_unstructured': {said}" in lines
     said = "method 'neuronrank' of mlp ranks whole neurons, as structured masks do, not single weights"
     assert f"sweep: pattern '50pct' cannot prune recipe 'variance_structured': {said}" in lines
     assert not any("'neurons50' cannot prune recipe 'variance_structured'" in line for line in lines)

@@ -67,7 +67,7 @@ def test_types_and_ranges_are_those_that_are_checked():
     found = {parameter.name: parameter for parameter in method_parameters(registry.load("scoring", "neuronrank_tfidf"))}
     stated = {name: (p.type, p.allowed, p.default) for name, p in found.items()}
     assert stated["q_active"] == ("number", "> 0 and < 1", "0.6")
-    assert stated["spike_max"] == ("number", ">= 1", "10.0")
+    assert stated["spike_max"] == ("number", "> 1", "10.0")
     assert stated["nsamples"] == ("whole number or null", "> 0", "null")
     assert stated["mode"] == ("choice", "doc | topic", "doc")
     assert stated["idf_exp"] == ("number", "", "1.0")

@@ -189,7 +189,6 @@ def test_a_tied_head_is_refused_unless_untied_on_request(run, tmp_path):
         (["wanda", "--set", "nsamples=0"], "Error: --prune_method wanda: nsamples: found 0; input should be greater"),
         (["neuronrank_tfidf", "--pruning_last", "1", "--nr_skip_mlp"], "masks and --pruning_last prune the MLP only"),
         (["neuronrank_old", "--nr-skip-mlp"], "prunes attention when told so, add --nr-include-attention"),
-        (["magnitude", "--statistics", "tests"], "--statistics: magnitude reads no statistics; leave it out"),
         (["wanda", "--statistics", "tests"], "--statistics tests/manifest.json: not found. Name statistics that fit"),
         (["wanda", "--hybrid-mlp-method", "neuronrank_old"], "only with --prune_method hybrid"),
         (["wanda", "--preset", "balanced"], "presets are of neuronrank_tfidf"),
@@ -232,6 +231,16 @@ def test_bad_flags_are_named(run, flags, message):
         (["neuronrank_tfidf", "--nr-tfidf-k", "8"], "topics does nothing with mode 'doc'"),
         (["neuronrank_old", "--nr-q-active", "0.5"], "q_active does nothing with threshold 'theta'"),
         (["wanda_idf", "--threshold", "sign", "--set", "kappa=2.0"], "kappa does nothing with threshold 'sign'"),
+        (["wanda_spiky", "--set", "idf_max=2.0"], "idf_max does nothing with idf_exp 0; leave it out, or set idf_exp"),
+        (["wanda_spiky", "--threshold", "sign"], "threshold does nothing with idf_exp 0"),
+        (["neuronrank_tfidf", "--set", "spike_max=5.0"], "spike_max does nothing with spikiness_exp 0"),
+        (["magnitude", "--set", "smooth=["], "--set 'smooth=[': not valid YAML"),
+        (["magnitude", "--eval-perplexity", "--nr-prune-lm-head"], "tied to model.embed_tokens.weight"),
+        (["neuronrank_fisher", "--neuronrank-max-classes", "90"], "token classes, 90 were asked for. Lower --neuronr"),
+        (
+            ["neuronrank_fisher", *SMALL, "--set", "element=false", "--sparsity_type", "2:4"],
+            "the score of 'neuronrank_fisher' is the same all along a row, and the pattern compares within rows",
+        ),
         (["wanda", "--eval-text", "x.txt"], "--eval-text: nothing is measured on it; add --eval-perplexity"),
     ],
 )
@@ -303,6 +312,30 @@ def test_what_reads_nothing_is_not_calibrated(run, tmp_path, monkeypatch, caplog
     assert "calibration: none, magnitude reads no statistics" in caplog.text
     assert json.loads((tmp_path / "out/summary.json").read_text())["calibration"] == {"forward_pass": False}
     assert not (tmp_path / "cache/windows").exists()
+
+
+def test_a_larger_artifact_serves_what_would_not_be_collected(run, tmp_path, caplog):
+    caplog.set_level("INFO", logger="neuronrank")
+    by_gate = ["--prune_method", "neuronrank_tfidf", "--nr-axis", "gate_pre"]
+    assert run(*by_gate, "--profile", "full", cache=tmp_path / "cache").exit_code == 0
+    caplog.clear()
+    assert run(*by_gate, cache=tmp_path / "cache").exit_code == 0
+    assert "no forward pass" in caplog.text
+
+
+def test_numbers_with_an_exponent_are_numbers(run, tmp_path):
+    done = run("--prune_method", "wanda_idf", "--set", "eps=1e-8", "--save", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    assert summary["parts"]["mlp"]["params"]["eps"] == 1e-8
+
+
+def test_a_threshold_that_the_activation_never_meets_needs_no_signs(run, tmp_path, tiny_model, monkeypatch):
+    """SiLU never falls below -0.2785: profile standard, without signs, can serve a theta beyond."""
+    flags = ["--prune_method", "neuronrank_old", "--threshold"]
+    assert run(*flags, "0.3", cache=tmp_path / "cache").exit_code == 0
+    monkeypatch.setattr(collecting, "collect_statistics", lambda *_a, **_k: pytest.fail("collected"))
+    refused(run(*flags, "0.25", cache=tmp_path / "other"), "sketch_negative_count, which is needed")
 
 
 def test_why_statistics_of_the_same_text_are_not_reused_is_told(run, tmp_path, caplog):

@@ -77,7 +77,7 @@ def test_a_term_alone_ranks_where_it_varies():
     assert weight_scores("m", WEIGHT, columns, part, "row").tolist() == [[3, 1, 2], [3, 1, 2]]
     rows = {"m.row_term": vector(3, 1)}
     assert weight_scores("m", WEIGHT, rows, part, "module").tolist() == [[3, 3, 3], [1, 1, 1]]
-    with pytest.raises(DegenerateError, match="all scores of a row are equal"):
+    with pytest.raises(DegenerateError, match="the score is the same all along a row"):
         weight_scores("m", WEIGHT, rows, part, "row")
 
 

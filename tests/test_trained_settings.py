@@ -34,6 +34,7 @@ def shipped() -> Statistics:
     assert statistics.manifest["profile"] == "standard"
     last = statistics.manifest["n_layers"] - 1
     statistics.modules = [module for module in statistics.modules if module.layer == last]
+    statistics.manifest["modules"] = [entry for entry in statistics.manifest["modules"] if entry["layer"] == last]
     return statistics
 
 

@@ -1,7 +1,6 @@
 """What the methods that compare token classes share."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,8 @@ def ranked_by(
         class_score: moments and the method's parameters -> (C,).
     """
 
-    @lru_cache(maxsize=1)  # a layer's score is asked for as factor, then as neuron score
     def scored(tap: TapStatistics, params: ClassParams) -> Vector:
-        return class_score(tap.classes(params.classes), params)
+        return tap.remembered(class_score, params, lambda: class_score(tap.classes(params.classes), params))
 
     def element(_part: str, params: ClassParams) -> Element:
         return Element(params.weight_exp if params.element else 0.0, "neuron")

@@ -94,8 +94,10 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     from neuronrank.files import write_json
     from neuronrank.method_table import measure_all, render, replace_table
     from neuronrank.params import read_params
+    from neuronrank.project import check_params
     from neuronrank.windows import read_evaluation_windows, read_windows, require_same_tokenizer
 
+    check_params(params)  # a fault in the last recipe would cost all that was measured before it
     opened = open_model(model)
     evaluation = read_evaluation_windows(tokens / "evaluation", opened.tokenizer_sha256)
     path = tokens / "calibration/windows.safetensors"

@@ -137,8 +137,8 @@ def _require_ranking(name: str, scores: Scores, vectors: _Vectors, part: dict[st
     product_varies = part["weight_multi"] != 0 and (part["weight_exp"] != 0 or vectors.column is not None)
     if group == "row" and not product_varies and vectors.column_term is None:
         raise DegenerateError(
-            f"{name}: with weight_exp 0 and no column factor all scores of a row are equal, and the pattern "
-            f"compares within rows. Use weight_exp > 0, or group: module"
+            f"{name}: the score is the same all along a row, since only factors on rows "
+            f"count, and the pattern compares within rows. Let the weights count, or compare within modules"
         )
 
 

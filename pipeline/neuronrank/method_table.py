@@ -19,6 +19,7 @@ from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collecting import collect_statistics
 from neuronrank.collection import CollectParams
 from neuronrank.comparison import perplexity, perplexity_ratio
+from neuronrank.compatibility import why_unfit
 from neuronrank.errors import ArtifactError
 from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
 from neuronrank.files import output_file
@@ -26,9 +27,8 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.params import lookup, validate
 from neuronrank.patterns import Pattern, read_pattern
-from neuronrank.pruning import why_unfit
 from neuronrank.recipes import Recipe, read_recipe
-from neuronrank.scores import compute_factors, score_header, scored_parts
+from neuronrank.scores import compute_factors, score_header
 from neuronrank.statistics_store import Statistics
 from neuronrank.windows import Windows
 
@@ -118,8 +118,7 @@ class _Clock:
 def _patterns(params: dict[str, Any], recipe: Recipe) -> dict[str, Pattern]:
     """Return the patterns that a recipe's methods have scores for."""
     read = {name: read_pattern(value, f"patterns.{name}") for name, value in lookup(params, "patterns").items()}
-    parts = scored_parts(recipe)
-    return {name: pattern for name, pattern in read.items() if why_unfit(parts, pattern) is None}
+    return {name: pattern for name, pattern in read.items() if why_unfit(recipe, pattern) is None}
 
 
 @torch.no_grad()

@@ -34,7 +34,10 @@ def neuron_variance(tap: TapStatistics, params: VarianceParams) -> NDArray[np.fl
         MismatchError: one document only, over which nothing varies; or more classes than are stored.
     """
     if tap.n_documents < 2:
-        raise MismatchError(f"{tap.where}: the variance over documents needs at least 2 of them, found 1")
+        raise MismatchError(
+            f"{tap.where}: the variance over documents needs at least 2 of them, found 1. "
+            f"Raise prepare.calibration_windows and run: dvc repro collect"
+        )
     document_means = tap.documents("sum").astype(np.float64) / tap.n_tokens
     variance = document_means.var(axis=0, ddof=1)
     if params.token_weight:

@@ -29,6 +29,11 @@ class _Loader(_LOADER):  # type: ignore[misc]  # its base depends on how PyYAML 
         return found
 
 
+# YAML 1.1 takes 1e-8 for a word; YAML 1.2, with which DVC reads the same file, for a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
+
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -38,6 +43,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def read_yaml(text: str, where: str) -> Any:
+    """Read YAML as params.yaml is read.
+
+    Raises:
+        ParamsError: not valid.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as err:
+        raise ParamsError(f"{where}: not valid YAML: {' '.join(str(err).split())}") from err
+
+
 def read_params(path: Path) -> dict[str, Any]:
     """Read a whole parameter file.
 
@@ -45,9 +62,9 @@ def read_params(path: Path) -> dict[str, Any]:
         ParamsError: not valid YAML, or not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ParamsError(f"{path}: not valid YAML: {' '.join(str(err).split())}") from err
+        content = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as err:
+        raise ParamsError(f"{path}: not valid UTF-8: {err}") from err
     if not isinstance(content, dict):
         raise ParamsError(f"{path}: found {type(content).__name__}, expected a mapping of sections")
     return content
@@ -74,11 +91,12 @@ def lookup(params: dict[str, Any], key: str) -> Any:
 
 
 def require_names(names: Iterable[Any], where: str) -> list[str]:
-    """Return a fault for every name that cannot be part of a path or of a dotted key."""
+    """Return a fault for every name that is no text, or cannot be part of a path or of a dotted key."""
+    rule = "a name is letters, digits, '-' and '_', and starts with a letter or digit"
     return [
-        f"{where}.{name}: a name is letters, digits, '-' and '_', and starts with a letter or digit"
+        f"{where}.{name}: {rule}" if isinstance(name, str) else f"{where}.{name}: a name is text; put it in quotes"
         for name in names
-        if not NAME.fullmatch(str(name))
+        if not (isinstance(name, str) and NAME.fullmatch(name))
     ]
 
 

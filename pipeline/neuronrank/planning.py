@@ -10,22 +10,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank import registry
 from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, ParamsError
-from neuronrank.models.llama import LAYOUT
 from neuronrank.profiles import PROFILES, holds
 from neuronrank.recipes import Recipe
-from neuronrank.scores import compute_factors
+from neuronrank.scores import factor_steps
 from neuronrank.sketch import N_BINS, N_OCTAVES
 from neuronrank.statistics_schema import ARRAYS
 from neuronrank.statistics_store import Module, Statistics
 
-_CHANNELS = 3
-_LOWEST = -0.278
-"""The lowest value of SiLU, which gates the MLPs of most models: below it no threshold counts negative activations."""
+_CHANNELS, _TOKENS = 3, 512
 
 
-def require_sufficient(collect: CollectParams, n_documents: int, recipe: Recipe, where: str) -> None:
+def require_sufficient(
+    collect: CollectParams,
+    n_documents: int,
+    recipe: Recipe,
+    where: str,
+    architecture: str,
+    lowest_activation: float = 0.0,
+) -> None:
     """Refuse a recipe that reads what the planned statistics will not hold.
 
     What depends on the activations themselves is found when the recipe is scored.
@@ -35,35 +40,41 @@ def require_sufficient(collect: CollectParams, n_documents: int, recipe: Recipe,
         n_documents: calibration windows.
         recipe: a method for each part.
         where: of the recipe, for the message.
+        architecture: `config.model_type`.
+        lowest_activation: of the MLP's activation function, in activation; 0 when it is not known. Above it a negative
+            threshold's counts need the signs of a sketch.
 
     Raises:
         ParamsError: names the statistic, and what to set.
     """
-    try:
-        compute_factors(_Planned(collect, n_documents), recipe)
-    except (ArtifactError, MismatchError) as err:
-        raise ParamsError(f"{where}: {err}") from err
-    except (DegenerateError, NotFiniteError):
-        return
+    planned = _Planned(collect, n_documents, architecture, lowest_activation)
+    for step in factor_steps(planned, recipe):
+        try:
+            step()
+        except (ArtifactError, MismatchError) as err:
+            raise ParamsError(f"{where}: {err}") from err
+        except (DegenerateError, NotFiniteError):  # a fault of the random numbers, not of the plan
+            continue
 
 
 class _Planned(Statistics):
     """One layer of the planned artifact."""
 
-    def __init__(self, collect: CollectParams, n_documents: int) -> None:
+    def __init__(self, collect: CollectParams, n_documents: int, architecture: str, lowest_activation: float) -> None:
         self._profile = PROFILES[collect.profile]
         self.directory = Path("the planned statistics")
         self.manifest = {
             "profile": collect.profile,
             "collect": {"classes": collect.classes, "topics": collect.topics.model_dump()},
-            "calibration": {"window_tokens": 2},
+            "calibration": {"window_tokens": _TOKENS},
             "arrays": {},
         }
         self.n_documents = n_documents
         self.modules = [
             Module(role.path, 0, role.part, (_CHANNELS, _CHANNELS), role.input_tap, role.neuron_tap, role.neuron_axis)
-            for role in LAYOUT.linears
+            for role in registry.load("models", architecture).LAYOUT.linears
         ]
+        self._lowest = lowest_activation
         self._sizes = {
             "document": n_documents,
             "channel": _CHANNELS,
@@ -83,8 +94,17 @@ class _Planned(Statistics):
             n_topics = self._sizes["topic"]
             return np.array([[0, 1], *([n_topics + step, step + 2] for step in range(n_topics - 2))])
         if statistic == "total_min":
-            return np.full(sizes, _LOWEST)
-        return np.random.default_rng([layer, len(tap), len(statistic)]).integers(1, 9, sizes)
+            return np.full(sizes, self._lowest if tap == "neuron" else 0.0)
+        n_tokens = self.n_documents * _TOKENS
+        if statistic == "n_positive":
+            return np.arange(1, _CHANNELS + 1) * (n_tokens // (_CHANNELS + 1))
+        drawn = np.random.default_rng([layer, len(tap), len(statistic)])
+        if statistic == "sketch_count":  # of n_tokens values, spread about another bin in every channel
+            middles = N_BINS * np.arange(1, _CHANNELS + 1)[:, None] / (_CHANNELS + 1)
+            share = np.exp(-np.abs(np.arange(N_BINS) - middles) / 50)
+            return np.stack([drawn.multinomial(n_tokens, row / row.sum()) for row in share])
+        signed = statistic in ("sum", "topic_sum", "class_sum")
+        return drawn.integers(-8 if signed else 1, 9, sizes)
 
     def class_count(self) -> NDArray[np.int64]:
         """Return how often each class comes."""

@@ -6,16 +6,15 @@ from typing import Any
 
 from neuronrank import registry
 from neuronrank.collection import CollectParams
+from neuronrank.compatibility import why_unfit
 from neuronrank.errors import ParamsError
 from neuronrank.evaluation import EvalParams
 from neuronrank.params import lookup, read_params, require_names, validate
 from neuronrank.patterns import read_pattern
 from neuronrank.planning import require_sufficient
-from neuronrank.pruning import why_unfit
-from neuronrank.recipes import Recipe, read_recipe
+from neuronrank.recipes import read_recipe
 from neuronrank.registry import nearest
 from neuronrank.reporting.params import ReportParams, SweepParams
-from neuronrank.scores import scored_parts
 from neuronrank.sources import read_source, read_texts
 from neuronrank.tokenisation import PrepareParams
 
@@ -47,82 +46,79 @@ def check_params(path: Path) -> tuple[int, int]:
         for key in params
         if key not in _SECTIONS
     ]
+    sections: dict[str, Any] = {}
     for key, read in _SECTIONS.items():
         try:
-            read(lookup(params, key), key)
+            sections[key] = read(lookup(params, key), key)
         except ParamsError as err:
             faults.append(str(err))
-    faults += _dangling(params)
+    faults += _dangling(params, sections)
     if not faults:
-        recipes = {name: read_recipe(value, f"recipes.{name}") for name, value in params["recipes"].items()}
-        faults = _insufficient(params, recipes) + _unfit(params, recipes)
+        faults = _insufficient(sections) + _unfit(sections)
     if faults:
         raise ParamsError("\n".join(faults))
-    return len(params["recipes"]), len(params["patterns"])
+    return len(sections["recipes"]), len(sections["patterns"])
 
 
-def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> None:
+def _each(read: Callable[[Any, str], Any], values: Any, where: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not values:
         raise ParamsError(f"{where}: found {values!r}, expected a mapping of names")
-    faults = require_names(values, where)
+    found, faults = {}, require_names(values, where)
     for name, value in values.items():
         try:
-            read(value, f"{where}.{name}")
+            found[name] = read(value, f"{where}.{name}")
         except ParamsError as err:
             faults.append(str(err))
     if faults:
         raise ParamsError("\n".join(faults))
+    return found
 
 
-def _insufficient(params: dict[str, Any], recipes: dict[str, Recipe]) -> list[str]:
+def _insufficient(sections: dict[str, Any]) -> list[str]:
     """Return a fault for every recipe that reads what `collect` will not keep."""
-    collect = validate(CollectParams, params["collect"], "collect")
+    n_documents, architecture = sections["prepare"].calibration_windows, sections["model"][1].architecture
     faults = []
-    for name, recipe in recipes.items():
+    for name, recipe in sections["recipes"].items():
         try:
-            require_sufficient(collect, params["prepare"]["calibration_windows"], recipe, f"recipes.{name}")
+            require_sufficient(sections["collect"], n_documents, recipe, f"recipes.{name}", architecture)
         except ParamsError as err:
             faults.append(str(err))
     return faults
 
 
-def _unfit(params: dict[str, Any], recipes: dict[str, Recipe]) -> list[str]:
+def _unfit(sections: dict[str, Any]) -> list[str]:
     """Return a fault for every pattern of the sweep that cannot prune by a recipe's scores."""
-    patterns = {
-        name: read_pattern(params["patterns"][name], f"patterns.{name}") for name in params["sweep"]["patterns"]
-    }
+    sweep = sections["sweep"]
     faults = []
-    for name in params["sweep"]["recipes"]:
-        parts = scored_parts(recipes[name])
-        for pattern_name, pattern in patterns.items():
-            why = why_unfit(parts, pattern)
+    for name in sweep.recipes:
+        for pattern_name in sweep.patterns:
+            why = why_unfit(sections["recipes"][name], sections["patterns"][pattern_name])
             if why:
                 faults.append(f"sweep: pattern {pattern_name!r} cannot prune recipe {name!r}: {why}")
     return faults
 
 
-def _dangling(params: dict[str, Any]) -> list[str]:
-    """Return a fault for every recipe, pattern or architecture that is named but does not exist."""
+def _dangling(params: dict[str, Any], sections: dict[str, Any]) -> list[str]:
+    """Return a fault for every recipe, pattern or architecture that is named by a sound section but does not exist.
 
-    def names(key: str) -> list[str]:
-        try:
-            return [str(name) for name in lookup(params, key) or ()]
-        except (ParamsError, TypeError):  # told by the section itself
-            return []
-
-    uses = [
-        (f"sweep.{section}", section, name) for section in ("recipes", "patterns") for name in names(f"sweep.{section}")
-    ]
-    faults = [
-        f"{where}: {name!r} is not in {section}{nearest(name, names(section))}; there are: {', '.join(names(section))}"
-        for where, section, name in uses
-        if name not in names(section)
-    ]
-    reference = "".join(names("report.reference"))
-    if reference not in names("sweep.recipes"):
+    Args:
+        params: the file.
+        sections: of it, those that are sound.
+    """
+    faults, sweep = [], sections.get("sweep")
+    for section in ("recipes", "patterns"):
+        held = params.get(section)
+        known = [str(name) for name in held] if isinstance(held, dict) else []  # a faulty one is there all the same
+        for name in getattr(sweep, section, ()) if known else ():
+            if name not in known:
+                near = nearest(name, known)
+                faults.append(f"sweep.{section}: {name!r} is not in {section}{near}; there are: {', '.join(known)}")
+    if sweep and "report" in sections and sections["report"].reference not in sweep.recipes:
+        reference = sections["report"].reference
         faults.append(f"report.reference: {reference!r} is not in sweep.recipes, so it is never evaluated")
-    architecture, known = "".join(names("model.architecture")), registry.names("models")
-    if architecture not in known:
-        near = nearest(architecture, known)
-        faults.append(f"model.architecture: {architecture!r} is not supported{near}; supported: {', '.join(known)}")
+    if "model" in sections:
+        architecture, known = sections["model"][1].architecture, registry.names("models")
+        if architecture not in known:
+            near = nearest(str(architecture), known)
+            faults.append(f"model.architecture: {architecture!r} is not supported{near}; supported: {', '.join(known)}")
     return faults

@@ -74,27 +74,6 @@ def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
     return selected
 
 
-def why_unfit(parts: dict[str, dict[str, Any]], pattern: Pattern) -> str | None:
-    """Return why a pattern cannot prune by a recipe's scores, whatever the model; None when it can.
-
-    Args:
-        parts: of the scores' header.
-        pattern: rule and selection.
-    """
-    selected = {name: part for name, part in parts.items() if getattr(pattern.params, name)}
-    if pattern.rule.RANKS == "neurons":
-        mlp = parts.get("mlp", {})
-        why = f"method {mlp.get('method', 'none')!r} of the MLP has no neuron score (`neuronrank methods` lists those)"
-        return None if mlp.get("neurons") else why
-    for name, part in selected.items():
-        if not part["elements"]:
-            return (
-                f"method {part['method']!r} of {name} ranks whole neurons, as structured masks do, not single weights"
-            )
-    found = selected or pattern.params.lm_head
-    return None if found else f"the recipe scores {', '.join(parts) or 'nothing'}, which the pattern leaves dense"
-
-
 def unscored_lines(header: dict[str, Any], pattern: Pattern) -> list[str]:
     """Return a log line for every part that the pattern would prune but the recipe does not score."""
     parts = dict.fromkeys(

@@ -1,5 +1,7 @@
 """Cached statistics -> score factors: vectors for the rows or columns of every module, and for the neurons."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -9,8 +11,9 @@ from numpy.typing import NDArray
 from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
 from neuronrank.recipes import Recipe, RecipePart
 from neuronrank.score_store import SCHEMA, Factors
-from neuronrank.scoring import Element
+from neuronrank.scoring import Element, MethodParams
 from neuronrank.statistics_store import Module, Statistics
+from neuronrank.tap_statistics import TapStatistics
 
 Vector = NDArray[np.float64]
 
@@ -34,27 +37,41 @@ def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
         ParamsError: a kind of weight that the part does not have.
     """
     factors: Factors = {}
-    first = gates(statistics)
-    for layer, modules in groupby(statistics.modules, key=lambda module: module.layer):
-        known: dict[tuple[str, str, str], Vector] = {}
-        for module in modules:
-            factors |= _module_factors(statistics, module, recipe[module.part], known)
-        if layer in first:
-            factors |= _neuron_scores(statistics, first[layer], recipe["mlp"])
+    for step in factor_steps(statistics, recipe):
+        factors |= step()
     return factors
 
 
-def _module_factors(
-    statistics: Statistics, module: Module, part: RecipePart, known: dict[tuple[str, str, str], Vector]
-) -> Factors:
-    """Return one module's factor and term.
+def factor_steps(statistics: Statistics, recipe: Recipe) -> Iterator[Callable[[], Factors]]:
+    """Yield what `compute_factors` does, one call for every module and for every layer's neurons.
 
-    Args:
-        statistics: an opened artifact.
-        module: which.
-        part: method and parameters.
-        known: what other modules of the layer have asked for; added to.
+    What a layer's calls read and compute is shared, and let go when the next layer begins.
     """
+    first = gates(statistics)
+    for layer, modules in groupby(statistics.modules, key=lambda module: module.layer):
+        shared = _Layer(statistics)
+        for module in modules:
+            yield partial(_module_factors, shared, module, recipe[module.part])
+        if layer in first:
+            yield partial(_neuron_scores, shared, first[layer], recipe["mlp"])
+
+
+class _Layer:
+    """What the modules of one layer read: each tap is opened once, each factor computed once."""
+
+    def __init__(self, statistics: Statistics) -> None:
+        self.statistics = statistics
+        self._taps: dict[tuple[str, int | None], TapStatistics] = {}
+
+    def tap(self, layer: int, tap: str, params: MethodParams) -> TapStatistics:
+        n_documents: int | None = getattr(params, "nsamples", None)
+        if (tap, n_documents) not in self._taps:
+            self._taps[tap, n_documents] = self.statistics.tap(layer, tap, n_documents)
+        return self._taps[tap, n_documents]
+
+
+def _module_factors(shared: _Layer, module: Module, part: RecipePart) -> Factors:
+    """Return one module's factor and term; nothing when its weights alone decide."""
     element = part.method.element(module.part, part.params)
     if element is None or element.channels is None:
         return {}
@@ -64,13 +81,12 @@ def _module_factors(
     for function, suffix in (("channel_factor", ""), ("channel_term", "_term")):
         if not hasattr(part.method, function):
             continue
-        opened = statistics.tap(module.layer, tap, getattr(part.params, "nsamples", None))
-        if (module.part, tap, function) not in known:
-            with np.errstate(all="ignore"):  # what is not finite is refused below, by name
-                known[module.part, tap, function] = getattr(part.method, function)(opened, part.params)
-        vector = known[module.part, tap, function]
+        opened = shared.tap(module.layer, tap, part.params)
+        compute = getattr(part.method, function)
+        with np.errstate(all="ignore"):  # what is not finite is refused below, by name
+            vector = opened.remembered(compute, part.params, lambda: compute(opened, part.params))  # noqa: B023
         if element.weight != "element":
-            vector = vector * _weight_norm(statistics, module, element) ** element.weight_exp
+            vector = vector * _weight_norm(shared.statistics, module, element) ** element.weight_exp
         kind = "term" if suffix else "factor"
         _require_ranking(vector, f"{module.name}: the {part.params.method} {kind} of {opened.where}", bool(suffix))
         if vector.shape != (width,):
@@ -82,12 +98,12 @@ def _module_factors(
     return found
 
 
-def _neuron_scores(statistics: Statistics, gate: Module, part: RecipePart) -> Factors:
+def _neuron_scores(shared: _Layer, gate: Module, part: RecipePart) -> Factors:
     """Return `neurons.<layer>` -> (F,), nothing when the method does not rank neurons."""
     if not hasattr(part.method, "neuron_score"):
         return {}
-    opened = statistics.tap(gate.layer, gate.neuron_tap, getattr(part.params, "nsamples", None))
-    norm = _l2_norm(statistics, gate, "row")
+    opened = shared.tap(gate.layer, gate.neuron_tap, part.params)
+    norm = _l2_norm(shared.statistics, gate, "row")
     with np.errstate(all="ignore"):
         score = part.method.neuron_score(opened, norm, part.params)
     _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
@@ -140,6 +156,18 @@ def _require_ranking(factor: Vector, what: str, is_term: bool = False) -> None:
         raise DegenerateError(f"{what} is zero in all {stored.size} channels: the tap was silent, it cannot rank")
     if stored.size > 1 and not is_term and (stored == stored[0]).all():
         raise DegenerateError(f"{what} is the same in all {stored.size} channels: it cannot rank")
+
+
+def reads_statistics(name: str, part: RecipePart) -> bool:
+    """Say whether a part's scores need more than its weights.
+
+    Args:
+        name: of the part.
+        part: method and parameters.
+    """
+    element = part.method.element(name, part.params)
+    by_channel = element is not None and (element.channels is not None or element.weight != "element")
+    return by_channel or hasattr(part.method, "neuron_score")
 
 
 def score_header(manifest: dict[str, Any], recipe_name: str, recipe: Recipe) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class SpikinessParams(Section):
 
     spike_quantile: float = Field(default=0.9, gt=0, lt=1)
     """The mean over the values above this quantile is compared with the mean."""
-    spike_max: float = Field(default=10.0, ge=1, allow_inf_nan=False)
+    spike_max: float = Field(default=10.0, gt=1, allow_inf_nan=False)
     """Upper clip; the lower one is 1."""
     eps: float = Field(default=1e-10, gt=0, allow_inf_nan=False)
     """The least mean, and share of tokens, that is divided by."""
@@ -72,9 +72,14 @@ def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
 
     The mean counts as at least eps. The top mean comes from the sketch: at spike_quantile 0.9 measured within 1.1 %
     (see `sketch.py`).
+
+    Raises:
+        DegenerateError: clipped, it is the same in every channel.
     """
     mean = np.maximum(tap.total("sum_abs") / tap.n, params.eps)
-    return np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / mean, 1, params.spike_max))
+    found = np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / mean, 1, params.spike_max))
+    _require_distinct(found, f"{tap.where}: spikiness", "Raise spike_max, or set spikiness_exp: 0")
+    return found
 
 
 def active_groups(
@@ -108,6 +113,12 @@ def require_varying(counts: NDArray[np.generic], where: str, groups: str) -> Non
         )
 
 
+def _require_distinct(values: Vector, what: str, advice: str) -> None:
+    """Refuse a factor that is the same in every channel: multiplied with others it would hide among them."""
+    if values.size > 1 and (values == values[0]).all():
+        raise DegenerateError(f"{what} is {values[0]:g} in all {values.size} channels, it cannot rank. {advice}")
+
+
 class SelectivityParams(WeightedParams, ThresholdParams, SpikinessParams):
     """Of Wanda with inverse frequency and spikiness."""
 
@@ -139,6 +150,7 @@ def channel_factor(tap: TapStatistics, params: SelectivityParams) -> Vector:
         active = active_tokens(tap, params.threshold, params.q_active, params.kappa)
         require_varying(active, tap.where, f"{tap.n} tokens")
         idf = np.clip(np.log(1 / np.maximum(active / tap.n, params.eps)), 0, params.idf_max)
+        _require_distinct(idf, f"{tap.where}: IDF", "Raise idf_max, or use another threshold")
         factor = factor * (idf + 1 if params.smooth else idf) ** params.idf_exp
     if params.spikiness_exp != 0:
         factor = factor * spikiness(tap, params) ** params.spikiness_exp

@@ -1,6 +1,7 @@
 """What scoring reads of one tap of one layer. Needs no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,11 +42,24 @@ class TapStatistics:
     _store: "Statistics"
     _layer: int
     _tap: str
+    _known: dict[Any, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def n(self) -> int:
         """Tokens of all documents."""
         return self.n_documents * self.n_tokens
+
+    def remembered(self, what: Any, params: Any, compute: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """Return what `compute` returned when it was first asked for, of this tap.
+
+        Args:
+            what: names it, for example a function.
+            params: on which it depends besides the tap; hashable.
+            compute: called at most once.
+        """
+        if (what, params) not in self._known:
+            self._known[what, params] = compute()
+        return self._known[what, params]
 
     def documents(self, statistic: str) -> NDArray[np.float32]:
         """Return (D, C) sums over the tokens of each document.

@@ -14,11 +14,12 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import canonical_json, sha256_text
 from neuronrank.oneshot.flags import in_flags
 from neuronrank.oneshot.model_alone import manifest_of
+from neuronrank.oneshot.preflight import require_collectable
 from neuronrank.oneshot.request import Request
 from neuronrank.params import validate
 from neuronrank.recipes import Recipe, RecipePart
 from neuronrank.score_store import Factors
-from neuronrank.scores import compute_factors
+from neuronrank.scores import compute_factors, reads_statistics
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.windows import Windows
 
@@ -81,12 +82,19 @@ def scored_statistics(
             factors = compute_factors(opened, recipe)
         except (ArtifactError, MismatchError) as err:
             if given:
-                raise type(err)(f"--statistics {err}. Name statistics that fit, or leave --statistics out") from err
-            log.info("calibration: %s cannot be reused: %s", directory, in_flags(str(err)).partition(". ")[0])
+                why = _without_advice(directory, err)
+                raise type(err)(f"--statistics {why}. Name statistics that fit, or leave --statistics out") from err
+            log.info("calibration: cannot be reused: %s", _without_advice(directory, err))
             continue
         log.info("calibration: no forward pass, statistics of %s are reused", directory)
         return Scored(opened.manifest, directory, recipe, factors, len(windows.token_ids))
     return _collected(model, windows, request, cache)
+
+
+def _without_advice(directory: Path, error: Exception) -> str:
+    """Return an error of an artifact without what it says to do, which would be to collect anew."""
+    before, name, after = str(error).partition(str(directory))
+    return before + name + in_flags(after).partition(". ")[0]
 
 
 def _why_foreign(opened: Statistics, model: ModelArtifact, windows: Windows, request: Request) -> str | None:
@@ -123,12 +131,12 @@ def _fitted_recipe(opened: Statistics, n: int, request: Request) -> Recipe:
         raise MismatchError(f"{opened.directory}: topics were found with {found}, the run asks for {wanted}")
     if opened.n_documents == n:
         return request.recipe
-    return {name: _with_samples(opened.directory, part, n) for name, part in request.recipe.items()}
+    return {name: _with_samples(opened.directory, name, part, n) for name, part in request.recipe.items()}
 
 
-def _with_samples(directory: Path, part: RecipePart, n: int) -> RecipePart:
+def _with_samples(directory: Path, name: str, part: RecipePart, n: int) -> RecipePart:
     """Return a recipe's part that uses the first n documents only."""
-    if part.method.READS == "nothing":
+    if not reads_statistics(name, part):
         return part
     if "nsamples" not in part.method.Params.model_fields:
         raise MismatchError(f"{directory}: holds more than {n} documents, {part.params.method} needs exactly these")
@@ -143,6 +151,7 @@ def _collected(model: ModelArtifact, windows: Windows, request: Request, cache: 
     key = {"model": model.fingerprint, "tokens": windows.sha256, "collect": options.model_dump(mode="json")}
     out = cache / sha256_text(canonical_json(key))[:16]
     n_documents, n_tokens = windows.token_ids.shape
+    require_collectable(model, windows, request)
     log.info("calibration: no statistics fit; a forward pass over %d windows of %d tokens", n_documents, n_tokens)
     begin = time.perf_counter()
     collect_statistics(model, windows, options, out)

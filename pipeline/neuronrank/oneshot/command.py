@@ -10,6 +10,7 @@ import click
 
 from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.oneshot.flags import METHOD_FLAGS, in_flags
+from neuronrank.params import read_yaml
 
 
 def _method_options(function: Any) -> Any:
@@ -90,9 +91,7 @@ def run(**options: Any) -> None:
 
 
 def _setting(setting: str) -> tuple[str, Any]:
-    from neuronrank.oneshot.request import parsed
-
     name, equals, value = setting.partition("=")
     if not equals:
         raise ParamsError(f"--set {setting!r}: expected NAME=VALUE, for example --set smooth=true")
-    return name.replace("-", "_"), parsed(value)
+    return name.replace("-", "_"), read_yaml(value, f"--set {setting!r}")

@@ -14,7 +14,7 @@ import torch
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.compact import export_compact
-from neuronrank.errors import ParamsError, SourceError
+from neuronrank.errors import SourceError
 from neuronrank.export import export_model
 from neuronrank.fetching import fetch_model
 from neuronrank.files import canonical_json, output_directory, sha256_text, write_json
@@ -70,8 +70,7 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     tasks = load_tasks(zero_shot)  # what is missing is told before anything runs
     cache = outputs.cache or default_cache()
     model = _model(request, cache)
-    if outputs.statistics is None:
-        require_possible(model, request)
+    require_possible(model, request)
     begin = time.perf_counter()
     scored = _scored(model, request, cache, outputs.statistics)
     seconds = {"collect": scored.collect_seconds, "score": time.perf_counter() - begin - scored.collect_seconds}
@@ -133,8 +132,6 @@ def _model(request: Request, cache: Path) -> ModelArtifact:
 
 def _scored(model: ModelArtifact, request: Request, cache: Path, given: Path | None) -> Scored:
     if not request.reads_statistics:
-        if given:
-            raise ParamsError(f"--statistics: {request.name} reads no statistics; leave it out")
         return scored_alone(model, request)
     windows = calibration_tokens(model, request.text["calibration"], request.prepare, cache / "windows")
     return scored_statistics(model, windows, request, cache / "statistics", given)

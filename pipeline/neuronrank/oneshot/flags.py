@@ -39,6 +39,7 @@ _SAID_AS: dict[str, Any] = {
     r"attention, mlp and lm_head are all false: nothing would be pruned": "nothing is left to prune; leave "
     "--nr-skip-mlp or --nr-skip-attention out (structured masks and --pruning_last prune the MLP only)",
     r"Raise collect\.classes \(.*?\) and": "Lower --neuronrank-max-classes, or give more text.",
+    r"(collect\.(?:classes|topics\.micro_topics): 0), raise it": r"none of them; leave --statistics out",
     r"Raise collect\.topics\.micro_topics and": "Leave --statistics out.",
     r"Leave nsamples out, or set prepare\.calibration_windows: \d+": "Leave --statistics out, or give --nsamples of "
     "the artifact",

@@ -10,16 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import yaml
-
 from neuronrank import registry
+from neuronrank.compatibility import why_unfit
 from neuronrank.errors import ParamsError
 from neuronrank.patterns import Pattern, read_pattern
 from neuronrank.presets import ALIASES, PRESETS
-from neuronrank.pruning import why_unfit
 from neuronrank.recipes import Recipe, read_recipe
 from neuronrank.registry import nearest
-from neuronrank.scores import scored_parts
+from neuronrank.scores import reads_statistics
 
 log = logging.getLogger("neuronrank")
 
@@ -45,6 +43,11 @@ _GOVERNED = {
     "theta": ("threshold", "theta", "--threshold NUMBER"),
 }
 """Parameter -> another that must have this value, and the flag for it: without it the parameter does nothing."""
+_OF_EXPONENT = {
+    **dict.fromkeys(("threshold", "q_active", "kappa", "theta", "smooth", "idf_max"), "idf_exp"),
+    **dict.fromkeys(("spike_quantile", "spike_max"), "spikiness_exp"),
+}
+"""Parameter -> the exponent of the factor that it shapes: with 0 it does nothing."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Request:
     @property
     def reads_statistics(self) -> bool:
         """Whether any part needs calibration."""
-        return any(part.method.READS != "nothing" for part in self.recipe.values())
+        return any(reads_statistics(name, part) for name, part in self.recipe.items())
 
     @property
     def uses_topics(self) -> bool:
@@ -117,7 +120,7 @@ def read_request(flags: Flags) -> Request:
         if flags.skip_mlp:
             raise ParamsError(f"--nr-skip-mlp: {method} prunes attention when told so, add --nr-include-attention")
         log.info("attention: left dense by %s unless --nr-include-attention is given", method)
-    why = why_unfit(scored_parts(recipe), pattern)
+    why = why_unfit(recipe, pattern)
     if why:
         raise ParamsError(f"--prune_method {name} with --sparsity_type {flags.sparsity_type or chosen['rule']}: {why}")
     return Request(
@@ -211,12 +214,20 @@ def _recipe(flags: Flags, method: str) -> dict[str, Any]:
 
 def _require_governed(flags: Flags, method: str, part: dict[str, Any], scored: ModuleType) -> None:
     """Refuse a parameter that would do nothing beside the others."""
+    fields = scored.Params.model_fields
     for name in sorted(_GOVERNED.keys() & flags.method_params.keys()):
         other, value, flag = _GOVERNED[name]
-        found = part.get(other, scored.Params.model_fields[other].default)
+        found = part.get(other, fields[other].default)
         if found != value:
             raise ParamsError(
                 f"--prune_method {method}: {name} does nothing with {other} {found!r}; leave it out, or add {flag}"
+            )
+    given = flags.method_params.keys() | _threshold(flags, method).keys()
+    for name in sorted(_OF_EXPONENT.keys() & given):
+        other = _OF_EXPONENT[name]
+        if part.get(other, fields[other].default) == 0:
+            raise ParamsError(
+                f"--prune_method {method}: {name} does nothing with {other} 0; leave it out, or set {other}"
             )
 
 
@@ -281,8 +292,3 @@ def _pattern(flags: Flags, method: str) -> dict[str, Any]:
         raise ParamsError(f"--sparsity_type {kind!r}: expected unstructured, structured or n:m (n of every m are kept)")
     keep_n, group_m = (int(number) for number in found.groups())
     return {"rule": "n_of_m", "keep_n": keep_n, "group_m": group_m, "sparsity": flags.sparsity_ratio, **chosen}
-
-
-def parsed(value: str) -> Any:
-    """Return a value of `--set` as YAML reads it: a number, true, null, or a word."""
-    return yaml.safe_load(value)

@@ -36,6 +36,8 @@ class Params(ClassParams):
 def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
     """Return J per neuron, (C,)."""
     several = moments.count > 1
+    if not several.any():  # nothing varies within a class: refused by name, as every score of zeros is
+        return np.zeros(moments.mean.shape[1])
     share, deviation = moments.share[several], (moments.mean - moments.joint_mean)[several]
     rows = np.sqrt(share) * deviation
     values, vectors = np.linalg.eigh(rows @ rows.T)  # smaller than the matrix over neurons

@@ -1,7 +1,7 @@
 """Wanda x IDF: |W_ij|^weight_exp * ||x_j||_2 * IDF_j^idf_exp.
 
-p_j is the share of tokens with |x_tj| above the threshold, IDF_j = clip(ln(1/p_j), 0, idf_max); R_j is the mean of the
-largest tenth of |x_tj| over their mean, clipped to [1, spike_max]. Absolute values, never signed ones.
+p_j is the share of tokens with |x_tj| above the threshold, IDF_j = clip(ln(1/p_j), 0, idf_max). Absolute values, never
+signed ones. With a spikiness_exp it is `wanda_select`.
 
 Source: METHODS section 3.2, on Wanda (Sun et al. 2023, arXiv:2306.11695).
 Differs: earlier single-script versions took a quantile of each channel's own signed values as its
@@ -13,7 +13,7 @@ from pydantic import Field
 from neuronrank import selectivity
 
 PARTS = ("attention", "mlp")
-READS = "sum_sq, sketch and counts of inputs"
+READS = "sum_sq and sketch of inputs; their counts or sum_abs for thresholds sign and relative"
 DEFAULT_GROUP = "row"
 
 

@@ -1,7 +1,7 @@
 """Wanda x spikiness: |W_ij|^weight_exp * ||x_j||_2 * R_j^spikiness_exp.
 
-p_j is the share of tokens with |x_tj| above the threshold, IDF_j = clip(ln(1/p_j), 0, idf_max); R_j is the mean of the
-largest tenth of |x_tj| over their mean, clipped to [1, spike_max]. Absolute values, never signed ones.
+R_j is the mean of the largest |x_tj|, those above their quantile spike_quantile, over the mean of all, clipped to
+[1, spike_max]. Absolute values, never signed ones. With an idf_exp it is `wanda_select`.
 
 Source: METHODS section 3.2, on Wanda (Sun et al. 2023, arXiv:2306.11695).
 Differs: earlier single-script versions took quantiles of signed values; R is here one of magnitudes, within 1.1 %.
@@ -12,7 +12,7 @@ from pydantic import Field
 from neuronrank import selectivity
 
 PARTS = ("attention", "mlp")
-READS = "sum_sq, sketch and counts of inputs"
+READS = "sum_sq, sum_abs and sketch of inputs"
 DEFAULT_GROUP = "row"
 
 
