@@ -28,17 +28,17 @@ def ranked_by(
     """
 
     def scored(tap: TapStatistics, params: ClassParams) -> Vector:
-        return tap.remembered(class_score, params, lambda: class_score(tap.classes(params.classes), params))
+        return class_score(tap.classes(params.classes), params)
 
     def element(_part: str, params: ClassParams) -> Element:
         return Element(params.weight_exp if params.element else 0.0, "neuron")
 
     def channel_factor(tap: TapStatistics, params: ClassParams) -> Vector:
-        score = scored(tap, params)
+        score = tap.remembered(scored, params)
         return relative_to_mean(score) if params.element else score
 
     def neuron_score(tap: TapStatistics, _gate_norm: Vector, params: ClassParams) -> Vector:
-        return scored(tap, params)
+        return tap.remembered(scored, params)
 
     return element, channel_factor, neuron_score
 

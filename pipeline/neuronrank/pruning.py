@@ -58,10 +58,10 @@ def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
     Raises:
         ParamsError: the pattern names more layers than the model has, or nothing is left to prune.
     """
-    if (pattern.params.pruning_last or 0) > header["n_layers"]:
-        last, n_layers = pattern.params.pruning_last, header["n_layers"]
+    last, n_layers = pattern.params.pruning_last, header["n_layers"]
+    if last is not None and last > n_layers:
         raise ParamsError(f"pruning_last {last}: the model has {n_layers} layers; give at most so many")
-    chosen = [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], header["n_layers"])]
+    chosen = [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], n_layers)]
     if pattern.rule.RANKS == "neurons":
         chosen = [module for module in chosen if module["neuron_tap"] == NEURONS]
     selected = [module for module in chosen if module["part"] in header["parts"]]

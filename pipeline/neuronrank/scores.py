@@ -82,9 +82,8 @@ def _module_factors(shared: _Layer, module: Module, part: RecipePart) -> Factors
         if not hasattr(part.method, function):
             continue
         opened = shared.tap(module.layer, tap, part.params)
-        compute = getattr(part.method, function)
         with np.errstate(all="ignore"):  # what is not finite is refused below, by name
-            vector = opened.remembered(compute, part.params, lambda: compute(opened, part.params))  # noqa: B023
+            vector = opened.remembered(getattr(part.method, function), part.params)
         if element.weight != "element":
             vector = vector * _weight_norm(shared.statistics, module, element) ** element.weight_exp
         kind = "term" if suffix else "factor"

@@ -49,17 +49,18 @@ class TapStatistics:
         """Tokens of all documents."""
         return self.n_documents * self.n_tokens
 
-    def remembered(self, what: Any, params: Any, compute: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
-        """Return what `compute` returned when it was first asked for, of this tap.
+    def remembered(
+        self, compute: Callable[["TapStatistics", Any], NDArray[np.float64]], params: Any
+    ) -> NDArray[np.float64]:
+        """Return compute(self, params), computed when it is first asked for.
 
         Args:
-            what: names it, for example a function.
-            params: on which it depends besides the tap; hashable.
-            compute: called at most once.
+            compute: tap and parameters -> values.
+            params: hashable.
         """
-        if (what, params) not in self._known:
-            self._known[what, params] = compute()
-        return self._known[what, params]
+        if (compute, params) not in self._known:
+            self._known[compute, params] = compute(self, params)
+        return self._known[compute, params]
 
     def documents(self, statistic: str) -> NDArray[np.float32]:
         """Return (D, C) sums over the tokens of each document.

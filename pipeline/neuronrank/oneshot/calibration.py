@@ -101,23 +101,25 @@ def _why_foreign(opened: Statistics, model: ModelArtifact, windows: Windows, req
     """Return in what the statistics come from another model, number type or text; None when from this one."""
     manifest, n = opened.manifest, len(windows.token_ids)
     collect, calibration = manifest["collect"], manifest["calibration"]
-    compared = {
-        "model": (manifest["model"]["fingerprint"], model.fingerprint),
-        "dtype": (collect["dtype"], request.collect["dtype"]),
-        "propagation": (collect["propagation"], "dense"),
-        "seqlen": (calibration["window_tokens"], windows.token_ids.shape[1]),
-        "seed": (calibration["seed"], windows.header["seed"]),
-        "text": (calibration["source"], windows.header["source"]),
-    }
-    differing = [
-        f"{what} is {found}, the run has {wanted}" for what, (found, wanted) in compared.items() if found != wanted
-    ]
+    differing = _differences(
+        model=(manifest["model"]["fingerprint"], model.fingerprint),
+        dtype=(collect["dtype"], request.collect["dtype"]),
+        propagation=(collect["propagation"], "dense"),
+        seqlen=(calibration["window_tokens"], windows.token_ids.shape[1]),
+    )
+    if not differing and np.array_equal(opened.token_ids()[:n], windows.token_ids):
+        return None  # the same tokens, however they came
+    differing += _differences(
+        seed=(calibration["seed"], windows.header["seed"]), text=(calibration["source"], windows.header["source"])
+    )
     if calibration["n_windows"] < n:
         differing.append(f"holds {calibration['n_windows']} windows, the run asks for {n}")
-    if not np.array_equal(opened.token_ids()[:n], windows.token_ids):
-        return "; ".join(differing) or "its calibration tokens are others, though drawn alike: the text has changed"
-    parts = [line for line in differing if not line.startswith(("seed", "text"))]  # the same tokens, however they came
-    return "; ".join(parts) or None
+    return "; ".join(differing) or "its calibration tokens are others, though drawn alike: the text has changed"
+
+
+def _differences(**compared: tuple[Any, Any]) -> list[str]:
+    """Return a line for everything whose found and wanted value differ."""
+    return [f"{what} is {found}, the run has {wanted}" for what, (found, wanted) in compared.items() if found != wanted]
 
 
 def _fitted_recipe(opened: Statistics, n: int, request: Request) -> Recipe:

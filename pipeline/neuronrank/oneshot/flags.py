@@ -25,11 +25,13 @@ METHOD_FLAGS: dict[str, tuple[str, Any, str]] = {
 """Flag -> parameter of the scoring method, its type, and help. In a hybrid they are the MLP method's."""
 
 
+_FLAG_OF = {parameter: flag for flag, (parameter, _, _) in METHOD_FLAGS.items()} | {"threshold": "threshold"}
+
+
 def _flag_of(match: re.Match[str]) -> str:
     """Name the flag of a method's parameter; a parameter without one is given with --set."""
     method, name = match.groups()
-    flags = {name: flag for flag, (name, _, _) in METHOD_FLAGS.items()} | {"threshold": "threshold"}
-    return f"--{flags[name]}: " if name in flags else f"--prune_method {method}: {name}: "
+    return f"--{_FLAG_OF[name]}: " if name in _FLAG_OF else f"--prune_method {method}: {name}: "
 
 
 _SAID_AS: dict[str, Any] = {

@@ -71,8 +71,7 @@ def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
 
 def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
     """Return gate-row norm^weight_exp * TF^tf_exp * IDF^idf_exp per neuron, (F,)."""
-    factor = tap.remembered(channel_factor, params, lambda: channel_factor(tap, params))
-    return np.asarray(gate_norm**params.weight_exp * factor)
+    return np.asarray(gate_norm**params.weight_exp * tap.remembered(channel_factor, params))
 
 
 def _n_active(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
