@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuronrank import kernels
 from neuronrank.profiles import PROFILES
-from neuronrank.sketch import EDGES, HIGHEST_OCTAVE, LOWEST_OCTAVE, N_BINS, N_OCTAVES, MagnitudeSketch, nearest_edge
+from neuronrank.sketch import EDGES, HIGHEST_OCTAVE, LOWEST_OCTAVE, N_BINS, MagnitudeSketch, nearest_edge
 from neuronrank.statistics import Context, class_moments, document_sums, magnitude_sketch, topic_sums
 from tests import naive_methods
 
@@ -20,13 +19,6 @@ LOWEST, HIGHEST = 2.0**LOWEST_OCTAVE, 2.0**HIGHEST_OCTAVE
 def bin_of(value: float) -> int:
     """Bin b is (EDGES[b-1], EDGES[b]]: a search, where the library looks at bits."""
     return int(np.searchsorted(naive_methods.edges(), abs(value), side="left"))
-
-
-def octave_of(value: float) -> int:
-    """0 up to 2^-24, then one for each (2^e, 2^(e+1)], and one above 2^16."""
-    if abs(value) <= LOWEST:
-        return 0
-    return min(math.ceil(math.log2(abs(value))) - LOWEST_OCTAVE, N_OCTAVES - 1)
 
 
 def accumulate(x: np.ndarray, profile: str = "full", tap: str = "neuron", chunks: int = 1) -> dict:
@@ -40,7 +32,7 @@ def accumulate(x: np.ndarray, profile: str = "full", tap: str = "neuron", chunks
 
 def sketch_of(x: np.ndarray) -> MagnitudeSketch:
     found = accumulate(x)
-    return MagnitudeSketch(found["sketch_count"], found["sketch_octave_sum_abs"].astype(np.float64))
+    return MagnitudeSketch(found["sketch_count"], np.abs(x.astype(np.float32)).sum(axis=0, dtype=np.float64))
 
 
 def float32(values) -> np.ndarray:
@@ -127,13 +119,23 @@ def test_top_means_are_never_off_by_more_than_four_percent(name, quantile):
 
 
 def test_the_top_mean_counts_up_to_the_next_whole_token():
-    # 1.25, 0.5, 0.25, 0.125 and six zeros: whole octaves, whose sums are exact
+    # ten of 1.25, 0.5, 0.25, 0.125 and zeros: one a bin, each within 2 % of its middle
     x = np.array([0, 0.25, 0, 1.25, 0, 0, 0.125, 0.5, 0, 0])[:, None]
     sketch = sketch_of(x)
-    assert sketch.top_mean(0.9)[0] == pytest.approx(1.25, rel=1e-6)
-    assert sketch.top_mean(0.85)[0] == pytest.approx(0.875, rel=1e-6)  # ceil(1.5) = 2
-    assert sketch.top_mean(0.7)[0] == pytest.approx(2 / 3, rel=1e-6)  # (1 - 0.7) * 10 is a little above 3
-    assert sketch.top_mean(0.2)[0] == pytest.approx(2.125 / 8, rel=1e-6)
+    assert sketch.top_mean(0.9)[0] == pytest.approx(1.25, rel=0.02)
+    assert sketch.top_mean(0.85)[0] == pytest.approx(0.875, rel=0.02)  # ceil(1.5) = 2
+    assert sketch.top_mean(0.7)[0] == pytest.approx(2 / 3, rel=0.02)  # (1 - 0.7) * 10 is a little above 3
+    assert sketch.top_mean(0.2)[0] == pytest.approx(2.125 / 8, rel=1e-6)  # all that is not zero: the exact sum
+
+
+def test_a_top_mean_meets_the_exact_sum():
+    """By hand: 1.0 is the upper end of its bin, 1.25 near the lower end of its own, whose middles come to less and more."""
+    x = np.repeat([1.0, 1.25], [30, 10])[:, None]
+    edges = naive_methods.edges()
+    lower, upper = ((edges[bin_of(value) - 1] + edges[bin_of(value)]) / 2 for value in (1.0, 1.25))
+    scale = (30 * 1.0 + 10 * 1.25) / (30 * lower + 10 * upper)
+    assert abs(scale - 1) > 5e-3
+    assert sketch_of(x).top_mean(0.75)[0] == pytest.approx(scale * upper, rel=1e-9)
 
 
 def test_every_edge_and_its_neighbours_fall_in_the_bin_of_a_search():
@@ -159,15 +161,9 @@ def test_zeros_underflow_and_overflow_have_bins_of_their_own():
     count = found["sketch_count"][0]
     assert (count[0], count[1], count[bin_of(0.75)], count[N_BINS - 2], count[-1]) == (5, 1, 1, 1, 2)
     assert count.sum() == 10
-    sums = found["sketch_octave_sum_abs"][0].astype(np.float64)
-    assert sums[0] == pytest.approx(2 * LOWEST)  # the subnormal drowns
-    assert (sums[1], sums[24]) == (pytest.approx(LOWEST), 0.75)
-    assert (sums[-2], sums[-1]) == (HIGHEST, pytest.approx(3e38))
     negative = found["sketch_negative_count"][0]
     assert (negative[0], negative[N_BINS - 2], negative[-1], negative.sum()) == (2, 0, 1, 3)  # -0.0 has a sign
-    assert found["total_min"][0] == -HIGHEST * 1.5
-    assert (found["n_positive"][0], found["n_above_floor"][0]) == (6, 4)
-    sketch = MagnitudeSketch(found["sketch_count"], found["sketch_octave_sum_abs"].astype(np.float64))
+    sketch = sketch_of(x[:, None])
     assert sketch.quantile(0.1)[0] == 0
     assert sketch.quantile(1.0)[0] == pytest.approx((3e38 + HIGHEST * 1.5) / 2)  # beyond the grid: the bin's mean
     assert sketch.top_mean(0.8)[0] == pytest.approx((3e38 + HIGHEST * 1.5) / 2)
@@ -193,11 +189,7 @@ def test_two_halves_add_up_to_the_whole():
     chunked = accumulate(x, chunks=7)
     for name, values in whole.items():
         assert np.array_equal(chunked[name], values), name
-        together = np.minimum(one[name], other[name]) if name == "total_min" else one[name] + other[name]
-        if name.endswith("sum_abs"):
-            np.testing.assert_allclose(together, values, rtol=2e-7)
-        else:
-            assert np.array_equal(together, values), name
+        assert np.array_equal(one[name] + other[name], values), name
 
 
 @pytest.mark.parametrize("quantile", [0.05, 0.6, 0.93])
@@ -250,47 +242,33 @@ SHAPES = [(1, 1), (37, 5), (50, 64), (23, 65), (41, 130), (9, 191)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("n_signs", [1, 2])
-def test_the_compiled_sketch_is_the_plain_one(shape, n_signs):
-    x = awkward(*shape)
-    tables = magnitude_sketch._bin_of_code(), torch.from_numpy(magnitude_sketch.OCTAVE_OF_BIN.astype(np.int16))
-    results = []
-    for add in (magnitude_sketch._add_compiled, magnitude_sketch.add_plain):
-        count = torch.zeros(n_signs, shape[1], N_BINS, dtype=torch.int32)
-        octaves = torch.zeros(shape[1], N_OCTAVES, dtype=torch.float64)
-        for _ in range(2):  # they add
-            add(x, *tables, count, octaves)
-        results.append((count.numpy(), octaves.numpy()))
-    (count, octaves), (plain_count, plain_octaves) = results
-    assert np.array_equal(count, plain_count)
-    np.testing.assert_allclose(octaves, plain_octaves, rtol=1e-12)
-    expected = np.zeros((n_signs, shape[1], N_BINS), dtype=int)
-    expected_octaves = np.zeros((shape[1], N_OCTAVES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_compiled_sketch_is_the_plain_one(shape, n_signs, dtype):
+    x = awkward(*shape).clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else awkward(*shape).to(dtype)
+    compiled, plain = (torch.zeros(shape[1], n_signs * N_BINS, dtype=torch.int32) for _ in range(2))
+    for _ in range(2):  # they add
+        magnitude_sketch.add_compiled(x, compiled)
+        magnitude_sketch.add_plain(x, plain)
+    assert torch.equal(compiled, plain)
+    expected = np.zeros((shape[1], n_signs, N_BINS), dtype=int)
     for (_, c), value in np.ndenumerate(x.double().numpy()):
-        expected[int(np.signbit(value)) if n_signs == 2 else 0, c, bin_of(value)] += 2
-        expected_octaves[c, octave_of(value)] += 2 * abs(value)
-    assert np.array_equal(count, expected)
-    np.testing.assert_allclose(octaves, expected_octaves, rtol=1e-12)
+        expected[c, int(np.signbit(value)) if n_signs == 2 else 0, bin_of(value)] += 2
+    assert np.array_equal(compiled.view(shape[1], n_signs, N_BINS), expected)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_compiled_counts_are_the_plain_ones(shape):
-    x = awkward(*shape)
-    x[0, 0] = float(np.nextafter(np.float32(1e-6), np.float32(1)))
-    positive, above = np.full(shape[1], 3, dtype=np.int32), np.full(shape[1], 5, dtype=np.int32)
-    kernels.add_counts(x.numpy(), magnitude_sketch.FLOOR, positive, above)
-    assert positive.tolist() == (3 + (x > 0).sum(dim=0)).tolist()
-    assert above.tolist() == (5 + (x.double().abs() > 1e-6).sum(dim=0)).tolist()
+FLOATS = [torch.float32, torch.bfloat16]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_compiled_group_sums_are_the_plain_ones(shape):
-    x = awkward(*shape).clamp(-1e3, 1e3)
+@pytest.mark.parametrize("shape", [*SHAPES, (150, 300)])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_compiled_group_sums_are_the_plain_ones(shape, dtype):
+    x = awkward(*shape).clamp(-1e3, 1e3).to(dtype)
     group = torch.from_numpy(np.random.default_rng(1).integers(0, 4, shape[0]))  # group 4 stays empty
     moments = [[torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)] for _ in range(2)]
-    class_moments._add_compiled(x, group, *moments[0])
+    class_moments.add_compiled(x, group, *moments[0])
     class_moments.add_plain(x, group, *moments[1])
     magnitudes = [torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)]
-    kernels.add_magnitudes(x.numpy(), group.numpy(), magnitudes[0].numpy())
+    topic_sums.add_compiled(x, group, magnitudes[0])
     topic_sums.add_plain("sum_abs", x, group, magnitudes[1])
     rows = [x.double().numpy()[group.numpy() == g] for g in range(5)]
     for found, define in (
@@ -302,25 +280,47 @@ def test_the_compiled_group_sums_are_the_plain_ones(shape):
         (magnitudes[1], np.abs),
     ):
         expected = 0.5 + np.array([define(r).sum(axis=0) for r in rows])
-        np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9)
+        scale = 0.5 + np.array([np.abs(define(r)).sum(axis=0) for r in rows])
+        assert np.max(np.abs(found.numpy() - expected) / scale) < 4e-6  # 32 values of all sizes in float32
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_compiled_document_sums_are_the_plain_ones(shape):
+def test_squared_deviations_of_alike_tokens_survive_the_float32_loop():
+    """Values near 100 that differ in the fourth digit: a float32 sum of squares would lose their variance."""
+    rng = np.random.default_rng(4)
+    x = torch.from_numpy((100 + 0.01 * rng.standard_normal((200, 3))).astype(np.float32))
+    sums, sums_sq = (torch.zeros(1, 3, dtype=torch.float64) for _ in range(2))
+    class_moments.add_compiled(x, torch.zeros(200, dtype=torch.long), sums, sums_sq)
+    variance = (sums_sq / 200 - (sums / 200) ** 2).numpy()[0]
+    np.testing.assert_allclose(variance, x.double().numpy().var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (150, 300)])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, False, False), (True, False, True)])
+def test_the_compiled_document_sums_are_the_plain_ones(shape, dtype, wanted):
     x = awkward(*shape).clamp(-1e3, 1e3)
-    x = torch.stack([x, x.flip(0) * 0.25, -x])  # (3, T, C)
-    compiled, plain = document_sums._reduce_compiled(x), document_sums.reduce_plain(x)
+    x[0, 0] = float(np.nextafter(np.float32(1e-6), np.float32(1)))
+    x = torch.stack([x, x.flip(0) * 0.25, -x]).to(dtype)  # (3, T, C)
+    compiled, plain = document_sums.reduce_compiled(x, wanted), document_sums.reduce_plain(x)
     wide = x.double().numpy()
     expected = {
         "sum": wide.sum(axis=1),
         "sum_abs": np.abs(wide).sum(axis=1),
         "sum_sq": (wide**2).sum(axis=1),
         "max_abs": np.abs(wide).max(axis=1),
+        "min": wide.min(axis=1),
+        "n_positive": (wide > 0).sum(axis=1),
+        "n_above_floor": (np.abs(wide) > np.float32(1e-6)).sum(axis=1),
     }
     assert compiled.keys() == plain.keys() == expected.keys()
+    unwanted = {name for name, is_wanted in zip(("sum", "max_abs", "min"), wanted, strict=True) if not is_wanted}
     for name, values in expected.items():
+        if name not in ("sum", "sum_abs", "sum_sq"):
+            assert np.array_equal(plain[name].double().numpy(), values), name
+            assert name in unwanted or np.array_equal(compiled[name].double().numpy(), values), name
+            continue
         scale = np.maximum(1e-30, np.abs(wide).sum(axis=1) if name == "sum" else values)
-        assert np.max(np.abs(compiled[name].numpy() - values) / scale) < 1e-12, name
+        assert name in unwanted or np.max(np.abs(compiled[name].numpy() - values) / scale) < 2e-6, name
         assert np.max(np.abs(plain[name].double().numpy() - values) / scale) < 1e-6, name
 
 

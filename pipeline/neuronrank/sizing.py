@@ -16,7 +16,7 @@ import numpy as np
 
 from neuronrank.model_shape import Sizes
 from neuronrank.profiles import INPUTS, PROFILES, ProfileName
-from neuronrank.sketch import N_BINS, N_OCTAVES
+from neuronrank.sketch import N_BINS
 from neuronrank.statistics_schema import ARRAYS, QUANTILES, TOTALS
 from neuronrank.statistics_store import Statistics
 from neuronrank.stored_arrays import KINDS, TOKEN_IDS, WEIGHTS, StoredArray, kind_of, stored_arrays, total_bytes
@@ -54,7 +54,7 @@ def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray
         paths |= {f"{tap}/{name}" for name in ("n_positive", "n_above_floor")}
         paths |= {f"{tap}/df_count"} if "sum_abs" in sums else set()
     for tap in profile.sketched:
-        paths |= {f"{tap}/{name}" for name in ("sketch_count", "sketch_octave_sum_abs", "total_min", "quantiles")}
+        paths |= {f"{tap}/{name}" for name in ("sketch_count", "total_min", "quantiles")}
     paths |= {f"{tap}/sketch_negative_count" for tap in profile.signed}
     if sizes.classes:
         paths |= {f"{tap}/{name}" for tap in profile.classed for name in ("class_sum", "class_centred_sq")}
@@ -80,7 +80,6 @@ def _planned(path: str, sizes: Sizes) -> PlannedArray:
         "token": sizes.window_tokens,
         "channel": sizes.tap_width.get(tap, 0),
         "bin": N_BINS,
-        "octave": N_OCTAVES,
         "quantile": len(QUANTILES),
         "class": sizes.classes + 1,
         "topic": sizes.micro_topics,

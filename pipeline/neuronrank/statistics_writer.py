@@ -100,7 +100,7 @@ class StatisticsWriter:
                 if name not in PROFILES[self._profile].documents.get(group, ()):
                     continue
             if name == "sketch_count":
-                sketch = MagnitudeSketch(values, arrays[group, "sketch_octave_sum_abs"].astype(np.float64))
+                sketch = MagnitudeSketch(values, arrays[group, "sum_abs"].sum(axis=0, dtype=np.float64))
                 quantiles = [sketch.quantile(quantile) for quantile in QUANTILES]
                 kept[group, "quantiles"] = self._rounded("quantiles", np.stack(quantiles).astype(np.float32))
             kept[group, name] = rounded

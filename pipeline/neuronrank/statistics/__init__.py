@@ -2,16 +2,16 @@
 
 | file                  | id | content                                                                           |
 |-----------------------|----|-----------------------------------------------------------------------------------|
-| `document_sums.py`    | S1 | per document and channel: sum, sum_abs, sum_sq, max_abs                           |
-| `magnitude_sketch.py` | S2 | per channel: log-spaced counts of abs(a), counts of a > 0 and abs(a) > 1e-6       |
+| `document_sums.py`    | S1 | per document and channel: sum, sum_abs, sum_sq, max_abs; counts by channel        |
+| `magnitude_sketch.py` | S2 | per channel: log-spaced counts of abs(a)                                          |
 | `class_moments.py`    | S3 | per token class and channel: sum, squared deviations                             |
 | `topic_sums.py`       | S4 | per micro-topic and channel: sum, sum_abs, max_abs                                |
 | `weight_sums.py`      | S5 | per row and column of a weight: sum_abs, sum_sq, max_abs                          |
 | `gram.py`             | S6 | per input tap: the matrix of sums of products of channels; only on request        |
 
 An activation statistic is a class `Accumulator(context)` with `update(rows, tap, values)` and `result()`; the
-collection loop makes one for each layer and gives it every tapped tensor, whole documents at a time, in float32.
-`result` gives (tap, array) -> a tensor on the CPU; `statistics_schema.py` states axes and units of every array.
+collection loop makes one for each layer and gives it every tapped tensor, whole documents at a time, in its own float
+type. `result` gives (tap, array) -> a tensor on the CPU; `statistics_schema.py` states axes and units of every array.
 """
 
 from dataclasses import dataclass

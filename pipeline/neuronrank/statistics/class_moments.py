@@ -48,7 +48,7 @@ class Accumulator:
         Args:
             rows: which documents.
             tap: which tap; one that the profile does not class is ignored.
-            values: (B, T, C) float32; read only.
+            values: (B, T, C), any float type; read only.
         """
         if tap not in self._taps:
             return
@@ -57,7 +57,7 @@ class Accumulator:
             shape = (self._n_rows, flat.shape[1])
             self._sums[tap] = tuple(torch.zeros(shape, dtype=torch.float64, device=flat.device) for _ in range(2))
         classes = self._class_of_token[rows].reshape(-1).to(flat.device)
-        add = _add_compiled if flat.device.type == "cpu" else add_plain
+        add = add_compiled if flat.device.type == "cpu" else add_plain
         add(flat, classes, *self._sums[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
@@ -71,8 +71,11 @@ class Accumulator:
         return found
 
 
-def _add_compiled(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
-    kernels.add_moments(*(array.numpy() for array in (x.contiguous(), group, sums, sums_sq)))
+def add_compiled(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
+    """As `add_plain`; differences from a token of the group are added in float32."""
+    bits, shift = kernels.bits_of(x)
+    order = torch.argsort(group, stable=True)
+    kernels.add_moments(bits, shift, *(array.numpy() for array in (group, order, sums, sums_sq)))
 
 
 def add_plain(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:

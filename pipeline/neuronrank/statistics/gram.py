@@ -24,12 +24,12 @@ class Accumulator:
         Args:
             rows: which documents; not needed here.
             tap: which tap; one that is no module's input is ignored.
-            values: (B, T, C) float32; read only.
+            values: (B, T, C), any float type; read only.
         """
         del rows
         if tap not in self._taps:
             return
-        x = values.reshape(-1, values.shape[-1])
+        x = values.reshape(-1, values.shape[-1]).float()
         product = torch.mm(x.T, x).double()
         known = self._found.get((tap, "gram"))
         self._found[tap, "gram"] = product if known is None else known.add_(product)

@@ -26,7 +26,7 @@ class Accumulator:
         Args:
             rows: which documents.
             tap: which tap; one that the profile does not sum by topic is ignored.
-            values: (B, T, C) float32; read only.
+            values: (B, T, C), any float type; read only.
         """
         kept = self._kept.get(tap, ())
         if not kept:
@@ -40,7 +40,7 @@ class Accumulator:
                 shape = (self._n_topics, flat.shape[1])
                 self._found[key] = torch.zeros(shape, dtype=dtype, device=flat.device)
             if statistic == "sum_abs" and flat.device.type == "cpu":
-                kernels.add_magnitudes(flat.contiguous().numpy(), topics.numpy(), self._found[key].numpy())
+                add_compiled(flat, topics, self._found[key])
             else:
                 add_plain(statistic, flat, topics, self._found[key])
 
@@ -49,8 +49,16 @@ class Accumulator:
         return {key: value.float().cpu() for key, value in self._found.items()}
 
 
-def add_plain(statistic: str, x: Tensor, group: Tensor, found: Tensor) -> None:
-    """Add x, (tokens, C), to the sums or maxima (G, C) of each token's group."""
+def add_compiled(values: Tensor, group: Tensor, found: Tensor) -> None:
+    """Add |values|, (tokens, C), to the float64 sums (G, C) of each token's group."""
+    bits, shift = kernels.bits_of(values)
+    order = torch.argsort(group, stable=True)
+    kernels.add_magnitudes(bits, shift, *(array.numpy() for array in (group, order, found)))
+
+
+def add_plain(statistic: str, values: Tensor, group: Tensor, found: Tensor) -> None:
+    """Add values, (tokens, C), to the sums or maxima (G, C) of each token's group."""
+    x = values.float()
     if statistic == "max_abs":
         found.scatter_reduce_(0, group[:, None].expand_as(x), x.abs(), "amax")
     else:
