@@ -43,7 +43,7 @@ def bits_of(values: torch.Tensor) -> tuple[Bits, np.uint32]:
 def reduce_documents(
     x: Bits,
     shift: np.uint32,
-    wanted: tuple[bool, bool, bool],
+    wanted: tuple[bool, ...],
     sums: NDArray[np.float64],
     extremes: NDArray[np.float32],
     counts: NDArray[np.int32],
@@ -53,14 +53,15 @@ def reduce_documents(
     Args:
         x: bits.
         shift: of `bits_of`.
-        wanted: whether the sum of x, the largest |x| and the lowest x are; the rest always is.
+        wanted: whether the sums of x, |x| and x^2, the largest |x|, the lowest x, and the counts are; what is not
+            stays as it was.
         sums: (3, B, C), zeros; becomes the sums of x, |x| and x^2. So many tokens as `RUN` are added in float32 before
             they are added in float64.
         extremes: (2, B, C), zeros and infinities; becomes the largest |x| and the lowest x.
         counts: (2, B, C), zeros; becomes the numbers of x > 0 and of |x| > `FLOOR`.
     """
     n_documents, n_tokens, n_channels = x.shape
-    wants_sum, wants_largest, wants_lowest = wanted
+    wants_sum, wants_magnitude, wants_square, wants_largest, wants_lowest, wants_counts = wanted
     n_strips = (n_channels + _STRIP - 1) // _STRIP
     for piece in numba.prange(n_documents * n_strips):
         document, first = piece // n_strips, (piece % n_strips) * _STRIP
@@ -75,23 +76,26 @@ def reduce_documents(
                 row = x[document, token, first : first + width]
                 for c in range(width):
                     pattern[c] = np.uint32(row[c]) << shift
-                for c in range(width):
-                    magnitude[c] += abs(value[c])
-                for c in range(width):
-                    square[c] += value[c] * value[c]
-                for c in range(width):
-                    positive[c] += np.int32(value[c] > 0)
-                for c in range(width):
-                    above[c] += np.int32(abs(value[c]) > FLOOR)
                 if wants_sum:
                     for c in range(width):
                         plain[c] += value[c]
+                if wants_magnitude:
+                    for c in range(width):
+                        magnitude[c] += abs(value[c])
+                if wants_square:
+                    for c in range(width):
+                        square[c] += value[c] * value[c]
                 if wants_largest:
                     for c in range(width):
                         largest[c] = largest[c] if largest[c] > abs(value[c]) else abs(value[c])
                 if wants_lowest:
                     for c in range(width):
                         lowest[c] = lowest[c] if lowest[c] < value[c] else value[c]
+                if wants_counts:
+                    for c in range(width):
+                        positive[c] += np.int32(value[c] > 0)
+                    for c in range(width):
+                        above[c] += np.int32(abs(value[c]) > FLOOR)
             for c in range(width):
                 sums[0, document, first + c] += plain[c]
                 plain[c] = 0

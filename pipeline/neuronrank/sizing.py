@@ -51,8 +51,8 @@ def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray
     for tap, sums in profile.totals.items():
         paths |= {f"{tap}/{TOTALS[name]}" for name in sums}
         paths |= {f"{tap}/{name}" for name in profile.documents.get(tap, ())}
-        paths |= {f"{tap}/{name}" for name in ("n_positive", "n_above_floor")}
         paths |= {f"{tap}/df_count"} if "sum_abs" in sums else set()
+    paths |= {f"{tap}/{name}" for tap in profile.counted for name in ("n_positive", "n_above_floor")}
     for tap in profile.sketched:
         paths |= {f"{tap}/{name}" for name in ("sketch_count", "total_min", "quantiles")}
     paths |= {f"{tap}/sketch_negative_count" for tap in profile.signed}

@@ -15,6 +15,8 @@ from torch import Tensor
 from neuronrank import kernels
 from neuronrank.statistics import Context
 
+SUMS = ("sum", "sum_abs", "sum_sq", "max_abs")
+
 
 class Accumulator:
     """The sums and counts of one layer."""
@@ -35,8 +37,8 @@ class Accumulator:
         """
         if tap not in self._profile.totals:
             return
-        kept = self._profile.totals[tap]
-        wanted = ("sum" in kept, "max_abs" in kept, tap in self._profile.sketched)
+        kept, counted = self._profile.totals[tap], tap in self._profile.counted
+        wanted = (*(name in kept for name in SUMS), tap in self._profile.sketched, counted)
         found = reduce_compiled(values, wanted) if values.device.type == "cpu" else reduce_plain(values)
         for statistic in self._profile.totals[tap]:
             target = self._sums.get((tap, statistic))
@@ -44,7 +46,7 @@ class Accumulator:
                 target = torch.full((self._n_documents, values.shape[-1]), torch.nan, device=values.device)
                 self._sums[tap, statistic] = target
             target[rows] = found[statistic].float()
-        for name in ("n_positive", "n_above_floor"):
+        for name in ("n_positive", "n_above_floor") if counted else ():
             count = found[name].sum(dim=0, dtype=torch.int32)
             self._counts[tap, name] = self._counts[tap, name] + count if (tap, name) in self._counts else count
         if tap in self._profile.sketched:
@@ -60,8 +62,8 @@ class Accumulator:
         return {key: value.cpu() for key, value in (self._sums | self._counts | lowest).items()}
 
 
-def reduce_compiled(x: Tensor, wanted: tuple[bool, bool, bool]) -> dict[str, Tensor]:
-    """As `reduce_plain`; of the sum, the largest |x| and the lowest x, what is not wanted is not reduced."""
+def reduce_compiled(x: Tensor, wanted: tuple[bool, ...]) -> dict[str, Tensor]:
+    """As `reduce_plain`, but only what is wanted, in the order of `kernels.reduce_documents`."""
     n_documents, _, n_channels = x.shape
     sums = torch.zeros(3, n_documents, n_channels, dtype=torch.float64)
     extremes = torch.zeros(2, n_documents, n_channels)

@@ -32,7 +32,7 @@ def bin_of_bfloat16() -> NDArray[np.uint16]:
     """Map the bits of a bfloat16 to a bin, as `bin_of_code` does those of a float32."""
     codes = np.arange(1 << 16)
     magnitude = codes & 0x7FFF
-    return bin_of_code()[(codes & 0x8000) | np.maximum(magnitude - 1, 0)]
+    return np.asarray(bin_of_code()[(codes & 0x8000) | np.maximum(magnitude - 1, 0)])
 
 
 class Accumulator:
