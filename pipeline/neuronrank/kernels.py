@@ -3,9 +3,10 @@
 PyTorch has no histogram per channel and its indexed adds run element by element; these are over ten times faster.
 `statistics/` holds the same operations in plain PyTorch, which other devices use and tests compare with.
 
-A tensor is read as its bits, so that bfloat16 needs no copy in float32: shifted up they are those of the float32. In a
-strip of channels each step is a loop of its own, since one step becomes vector instructions and all together would
-not. Channels or documents are divided among threads, so that every sum is added in one order whatever the machine.
+A tensor is read as its bits, so that bfloat16 needs no copy in float32: shifted up they are those of the float32. Each
+step over a row of channels is a loop of its own, which becomes vector instructions (one with many targets would not),
+and takes four tokens at once. Channels or documents are divided among threads, so that every sum is added in one order
+whatever the machine.
 """
 
 from collections.abc import Callable
@@ -14,19 +15,23 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 RUN = 32
 """Tokens that are added in float32 before they are added in float64."""
 FLOOR = np.float32(1e-6)
 """Magnitudes up to this count as zero in `n_above_floor`."""
-_STRIP = 256
+_STRIP = 512
 """Channels that a thread takes at once: as many as stay in its first cache with their sums."""
 _SKETCHED = 64
 """The same for counts, of which each channel has several hundred."""
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
 _compiled: Callable[[Loop], Loop] = numba.njit(parallel=True, cache=True, error_model="numpy")
+_part: Callable[[Loop], Loop] = numba.njit(cache=True, error_model="numpy")
 
 Bits = NDArray[Any]
 """uint16 of bfloat16 or uint32 of float32."""
@@ -37,6 +42,87 @@ def bits_of(values: torch.Tensor) -> tuple[Bits, np.uint32]:
     if values.dtype == torch.bfloat16:
         return values.contiguous().view(torch.uint16).numpy(), np.uint32(16)
     return values.float().contiguous().view(torch.uint32).numpy(), np.uint32(0)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(_context: Any, _bits: Any) -> Any:
+    """Read the bits of a uint32 as those of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
+
+
+@_part
+def _value(bits: Any, shift: Any) -> Any:
+    return _as_float(np.uint32(bits) << shift)
+
+
+@_part
+def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        total[i] += (_value(a[i], shift) + _value(b[i], shift)) + (_value(c[i], shift) + _value(d[i], shift))
+
+
+@_part
+def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        total[i] += (abs(_value(a[i], shift)) + abs(_value(b[i], shift))) + (
+            abs(_value(c[i], shift)) + abs(_value(d[i], shift))
+        )
+
+
+@_part
+def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        total[i] += (p * p + q * q) + (r * r + s * s)
+
+
+@_part
+def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(largest)):
+        p, q = abs(_value(a[i], shift)), abs(_value(b[i], shift))
+        r, s = abs(_value(c[i], shift)), abs(_value(d[i], shift))
+        largest[i] = max(max(max(p, q), max(r, s)), largest[i])
+
+
+@_part
+def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(lowest)):
+        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
+
+
+@_part
+def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(count)):
+        count[i] += (
+            np.int32(_value(a[i], shift) > 0)
+            + np.int32(_value(b[i], shift) > 0)
+            + np.int32(_value(c[i], shift) > 0)
+            + np.int32(_value(d[i], shift) > 0)
+        )
+
+
+@_part
+def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(count)):
+        count[i] += (
+            np.int32(abs(_value(a[i], shift)) > FLOOR)
+            + np.int32(abs(_value(b[i], shift)) > FLOOR)
+            + np.int32(abs(_value(c[i], shift)) > FLOOR)
+            + np.int32(abs(_value(d[i], shift)) > FLOOR)
+        )
+
+
+@_part
+def _flush(total: Any, part: Any) -> None:
+    for i in range(len(total)):
+        total[i] += np.float64(part[i])
+    for i in range(len(part)):
+        part[i] = 0
 
 
 @_compiled
@@ -64,47 +150,39 @@ def reduce_documents(
     wants_sum, wants_magnitude, wants_square, wants_largest, wants_lowest, wants_counts = wanted
     n_strips = (n_channels + _STRIP - 1) // _STRIP
     for piece in numba.prange(n_documents * n_strips):
-        document, first = piece // n_strips, (piece % n_strips) * _STRIP
-        width = min(_STRIP, n_channels - first)
-        pattern = np.empty(width, np.uint32)
-        value = pattern.view(np.float32)
-        plain, magnitude, square = np.zeros(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
-        largest, lowest = extremes[0, document, first : first + width], extremes[1, document, first : first + width]
-        positive, above = counts[0, document, first : first + width], counts[1, document, first : first + width]
+        n, first = piece // n_strips, (piece % n_strips) * _STRIP
+        last = min(first + _STRIP, n_channels)
+        plain, magnitude = np.zeros(last - first, np.float32), np.zeros(last - first, np.float32)
+        square, nothing = np.zeros(last - first, np.float32), np.zeros(last - first, x.dtype)
         for start in range(0, n_tokens, RUN):
-            for token in range(start, min(start + RUN, n_tokens)):
-                row = x[document, token, first : first + width]
-                for c in range(width):
-                    pattern[c] = np.uint32(row[c]) << shift
+            for t in range(start, min(start + RUN, n_tokens), 4):
+                a = x[n, t, first:last]  # beyond the last token zeros, which add nothing and count nowhere
+                b = x[n, t + 1, first:last] if t + 1 < n_tokens else nothing
+                c = x[n, t + 2, first:last] if t + 2 < n_tokens else nothing
+                d = x[n, t + 3, first:last] if t + 3 < n_tokens else nothing
                 if wants_sum:
-                    for c in range(width):
-                        plain[c] += value[c]
+                    _add(plain, a, b, c, d, shift)
                 if wants_magnitude:
-                    for c in range(width):
-                        magnitude[c] += abs(value[c])
+                    _add_magnitudes(magnitude, a, b, c, d, shift)
                 if wants_square:
-                    for c in range(width):
-                        square[c] += value[c] * value[c]
+                    _add_squares(square, a, b, c, d, shift)
                 if wants_largest:
-                    for c in range(width):
-                        largest[c] = largest[c] if largest[c] > abs(value[c]) else abs(value[c])
-                if wants_lowest:
-                    for c in range(width):
-                        lowest[c] = lowest[c] if lowest[c] < value[c] else value[c]
+                    _raise_to_magnitudes(extremes[0, n, first:last], a, b, c, d, shift)
+                if wants_lowest and t + 3 < n_tokens:
+                    _lower_to_values(extremes[1, n, first:last], a, b, c, d, shift)
+                elif wants_lowest:
+                    for token in range(t, n_tokens):
+                        one = x[n, token, first:last]
+                        _lower_to_values(extremes[1, n, first:last], one, one, one, one, shift)
                 if wants_counts:
-                    for c in range(width):
-                        positive[c] += np.int32(value[c] > 0)
-                    for c in range(width):
-                        above[c] += np.int32(abs(value[c]) > FLOOR)
-            for c in range(width):
-                sums[0, document, first + c] += plain[c]
-                plain[c] = 0
-            for c in range(width):
-                sums[1, document, first + c] += magnitude[c]
-                magnitude[c] = 0
-            for c in range(width):
-                sums[2, document, first + c] += square[c]
-                square[c] = 0
+                    _count_positive(counts[0, n, first:last], a, b, c, d, shift)
+                    _count_above_floor(counts[1, n, first:last], a, b, c, d, shift)
+            if wants_sum:
+                _flush(sums[0, n, first:last], plain)
+            if wants_magnitude:
+                _flush(sums[1, n, first:last], magnitude)
+            if wants_square:
+                _flush(sums[2, n, first:last], square)
 
 
 @_compiled
@@ -125,8 +203,10 @@ def add_counts(code: NDArray[np.uint16], bin_of_code: NDArray[np.uint16], count:
         begin = np.uint64(first) * n_bins
         for token in range(n_tokens):
             row = code[token, first : first + width]
-            for c in range(np.uint64(width)):  # unsigned indices: a negative one would be looked for at the end
-                cells[begin + c * n_bins + np.uint64(bin_of_code[np.uint64(row[c])])] += 1
+            cell = begin
+            for c in range(width):
+                cells[cell + np.uint64(bin_of_code[row[c]])] += 1
+                cell += n_bins
 
 
 @_compiled
@@ -140,6 +220,28 @@ def truncated(x: Bits, code: NDArray[np.uint16]) -> None:
             magnitude = x[token, c] & np.uint32(0x7FFFFFFF)
             magnitude -= np.uint32(magnitude > 0)
             code[token, c] = np.uint16(((x[token, c] & np.uint32(0x80000000)) | magnitude) >> np.uint32(16))
+
+
+@_part
+def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
+    for i in range(len(off)):
+        difference = _value(row[i], shift) - _value(start[i], shift)
+        off[i] += difference
+        off_sq[i] += difference * difference
+
+
+@_part
+def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
+    (total, total_sq), (off, off_sq) = totals, offs
+    for i in range(len(total)):
+        total[i] += n * np.float64(_value(start[i], shift)) + np.float64(off[i])
+    for i in range(len(total)):
+        base = np.float64(_value(start[i], shift))
+        total_sq[i] += base * (n * base + 2 * np.float64(off[i])) + np.float64(off_sq[i])
+    for i in range(len(off)):
+        off[i] = 0
+    for i in range(len(off)):
+        off_sq[i] = 0
 
 
 @_compiled
@@ -166,39 +268,18 @@ def add_moments(
     """
     n_tokens, n_channels = x.shape
     for block in numba.prange((n_channels + _STRIP - 1) // _STRIP):
-        first = block * _STRIP
-        width = min(_STRIP, n_channels - first)
-        pattern = np.empty(width, np.uint32)
-        value = pattern.view(np.float32)
-        start, off, off_sq = np.empty(width, np.float32), np.zeros(width, np.float32), np.zeros(width, np.float32)
+        first, last = block * _STRIP, min(block * _STRIP + _STRIP, n_channels)
+        off, off_sq = np.zeros(last - first, np.float32), np.zeros(last - first, np.float32)
         begin = 0
         while begin < n_tokens:
             of = group[order[begin]]
-            row = x[order[begin], first : first + width]
-            for c in range(width):
-                pattern[c] = np.uint32(row[c]) << shift
-            for c in range(width):
-                start[c] = value[c]
+            start = x[order[begin], first:last]
             n = 1
             while n < RUN and begin + n < n_tokens and group[order[begin + n]] == of:
-                row = x[order[begin + n], first : first + width]
-                for c in range(width):
-                    pattern[c] = np.uint32(row[c]) << shift
-                for c in range(width):
-                    off[c] += value[c] - start[c]
-                for c in range(width):
-                    off_sq[c] += (value[c] - start[c]) * (value[c] - start[c])
+                _add_differences(off, off_sq, x[order[begin + n], first:last], start, shift)
                 n += 1
-            total, total_sq = sums[of, first : first + width], sums_sq[of, first : first + width]
-            for c in range(width):
-                total[c] += n * np.float64(start[c]) + np.float64(off[c])
-            for c in range(width):
-                base = np.float64(start[c])
-                total_sq[c] += base * (n * base + 2 * np.float64(off[c])) + np.float64(off_sq[c])
-            for c in range(width):
-                off[c] = 0
-            for c in range(width):
-                off_sq[c] = 0
+            totals = sums[of, first:last], sums_sq[of, first:last]
+            _add_from_start(totals, np.float64(n), start, (off, off_sq), shift)
             begin += n
 
 
@@ -212,24 +293,19 @@ def add_magnitudes(
     """
     n_tokens, n_channels = x.shape
     for block in numba.prange((n_channels + _STRIP - 1) // _STRIP):
-        first = block * _STRIP
-        width = min(_STRIP, n_channels - first)
-        pattern = np.empty(width, np.uint32)
-        value = pattern.view(np.float32)
-        part = np.zeros(width, np.float32)
+        first, last = block * _STRIP, min(block * _STRIP + _STRIP, n_channels)
+        part, nothing = np.zeros(last - first, np.float32), np.zeros(last - first, x.dtype)
         begin = 0
         while begin < n_tokens:
-            of, n = group[order[begin]], 0
-            while n < RUN and begin + n < n_tokens and group[order[begin + n]] == of:
-                row = x[order[begin + n], first : first + width]
-                for c in range(width):
-                    pattern[c] = np.uint32(row[c]) << shift
-                for c in range(width):
-                    part[c] += abs(value[c])
-                n += 1
-            total = sums[of, first : first + width]
-            for c in range(width):
-                total[c] += np.float64(part[c])
-            for c in range(width):
-                part[c] = 0
-            begin += n
+            of = group[order[begin]]
+            end = begin + 1
+            while end < n_tokens and end - begin < RUN and group[order[end]] == of:
+                end += 1
+            for at in range(begin, end, 4):
+                a = x[order[at], first:last]
+                b = x[order[at + 1], first:last] if at + 1 < end else nothing
+                c = x[order[at + 2], first:last] if at + 2 < end else nothing
+                d = x[order[at + 3], first:last] if at + 3 < end else nothing
+                _add_magnitudes(part, a, b, c, d, shift)
+            _flush(sums[of, first:last], part)
+            begin = end
