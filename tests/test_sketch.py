@@ -1,5 +1,6 @@
 """The sketch of |a|: its promised accuracy against numpy, and the compiled loops against plain PyTorch."""
 
+import itertools
 import math
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuronrank.accumulation import Accumulation
 from neuronrank.profiles import PROFILES
 from neuronrank.sketch import EDGES, HIGHEST_OCTAVE, LOWEST_OCTAVE, N_BINS, MagnitudeSketch, nearest_edge
-from neuronrank.statistics import Context, class_moments, document_sums, magnitude_sketch, topic_sums
+from neuronrank.statistics import Context, Tapped, class_moments, document_sums, magnitude_sketch, topic_sums
 from tests import naive_methods
 
 LOWEST, HIGHEST = 2.0**LOWEST_OCTAVE, 2.0**HIGHEST_OCTAVE
@@ -24,10 +26,10 @@ def bin_of(value: float) -> int:
 def accumulate(x: np.ndarray, profile: str = "full", tap: str = "neuron", chunks: int = 1) -> dict:
     """Send (T, C) through the accumulator, in so many updates, and return its arrays of one tap."""
     tokens = torch.zeros(1, len(x), dtype=torch.long)
-    accumulator = magnitude_sketch.Accumulator(Context(1, PROFILES[profile], tokens, 0, tokens, 0, gram=False))
-    for part in np.array_split(x.astype(np.float32), chunks):
-        accumulator.update(slice(0, 1), tap, torch.from_numpy(part.copy())[None])
-    return {name: values.numpy() for (_, name), values in accumulator.result().items()}
+    with Accumulation(Context(1, PROFILES[profile], tokens, 0, tokens, 0, gram=False)) as accumulation:
+        for part in np.array_split(x.astype(np.float32), chunks):
+            accumulation.add(tap, Tapped(torch.from_numpy(part.copy())[None], slice(0, 1)))
+        return {name: values.numpy() for (_, name), values in accumulation.result().items()}
 
 
 def sketch_of(x: np.ndarray) -> MagnitudeSketch:
@@ -188,8 +190,9 @@ def test_two_halves_add_up_to_the_whole():
     whole, one, other = accumulate(x), accumulate(x[:117]), accumulate(x[117:])
     chunked = accumulate(x, chunks=7)
     for name, values in whole.items():
-        assert np.array_equal(chunked[name], values), name
-        assert np.array_equal(one[name] + other[name], values), name
+        if name.startswith("sketch"):
+            assert np.array_equal(chunked[name], values), name
+            assert np.array_equal(one[name] + other[name], values), name
 
 
 @pytest.mark.parametrize("quantile", [0.05, 0.6, 0.93])
@@ -237,6 +240,17 @@ def awkward(n_tokens: int, n_channels: int) -> torch.Tensor:
     return torch.from_numpy(x.astype(np.float32))
 
 
+def tapped(x: torch.Tensor) -> Tapped:
+    """As one document."""
+    return Tapped(x[None], slice(0, 1))
+
+
+def strips(n_channels: int) -> list[tuple[int, int]]:
+    """Uneven parts, as threads get them."""
+    edges = sorted({0, n_channels // 3, n_channels // 2, n_channels})
+    return list(itertools.pairwise(edges))
+
+
 SHAPES = [(1, 1), (37, 5), (50, 64), (23, 65), (41, 130), (9, 191)]
 
 
@@ -247,8 +261,9 @@ def test_the_compiled_sketch_is_the_plain_one(shape, n_signs, dtype):
     x = awkward(*shape).clamp(-6e4, 6e4).to(dtype) if dtype == torch.float16 else awkward(*shape).to(dtype)
     compiled, plain = (torch.zeros(shape[1], n_signs * N_BINS, dtype=torch.int32) for _ in range(2))
     for _ in range(2):  # they add
-        magnitude_sketch.add_compiled(x, compiled)
-        magnitude_sketch.add_plain(x, plain)
+        for strip in strips(shape[1]):
+            magnitude_sketch.add_compiled(tapped(x), strip, compiled)
+        magnitude_sketch.add_plain(tapped(x), (0, shape[1]), plain)
     assert torch.equal(compiled, plain)
     expected = np.zeros((shape[1], n_signs, N_BINS), dtype=int)
     for (_, c), value in np.ndenumerate(x.double().numpy()):
@@ -265,11 +280,12 @@ def test_the_compiled_group_sums_are_the_plain_ones(shape, dtype):
     x = awkward(*shape).clamp(-1e3, 1e3).to(dtype)
     group = torch.from_numpy(np.random.default_rng(1).integers(0, 4, shape[0]))  # group 4 stays empty
     moments = [[torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)] for _ in range(2)]
-    class_moments.add_compiled(x, group, *moments[0])
-    class_moments.add_plain(x, group, *moments[1])
     magnitudes = [torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)]
-    topic_sums.add_compiled(x, group, magnitudes[0])
-    topic_sums.add_plain("sum_abs", x, group, magnitudes[1])
+    for strip in strips(shape[1]):
+        class_moments.add_compiled(tapped(x), strip, group, *moments[0])
+        topic_sums.add_compiled("sum_abs", tapped(x), strip, group, magnitudes[0])
+    class_moments.add_plain(tapped(x), (0, shape[1]), group, *moments[1])
+    topic_sums.add_plain("sum_abs", tapped(x), (0, shape[1]), group, magnitudes[1])
     rows = [x.double().numpy()[group.numpy() == g] for g in range(5)]
     for found, define in (
         (moments[0][0], lambda r: r),
@@ -289,7 +305,7 @@ def test_squared_deviations_of_alike_tokens_survive_the_float32_loop():
     rng = np.random.default_rng(4)
     x = torch.from_numpy((100 + 0.01 * rng.standard_normal((200, 3))).astype(np.float32))
     sums, sums_sq = (torch.zeros(1, 3, dtype=torch.float64) for _ in range(2))
-    class_moments.add_compiled(x, torch.zeros(200, dtype=torch.long), sums, sums_sq)
+    class_moments.add_compiled(tapped(x), (0, 3), torch.zeros(200, dtype=torch.long), sums, sums_sq)
     variance = (sums_sq / 200 - (sums / 200) ** 2).numpy()[0]
     np.testing.assert_allclose(variance, x.double().numpy().var(axis=0), rtol=1e-4)
 
@@ -301,38 +317,63 @@ def test_the_compiled_document_sums_are_the_plain_ones(shape, dtype, wanted):
     x = awkward(*shape).clamp(-1e3, 1e3)
     x[0, 0] = float(np.nextafter(np.float32(1e-6), np.float32(1)))
     x = torch.stack([x, x.flip(0) * 0.25, -x]).to(dtype)  # (3, T, C)
-    compiled = document_sums.reduce_compiled(x, tuple(flag == "1" for flag in wanted))
-    plain = document_sums.reduce_plain(x)
+    flags = tuple(flag == "1" for flag in wanted)
+    compiled, plain = ({}, {})
+    for add, found, pieces in (
+        (document_sums.add_compiled, compiled, strips(shape[1])),
+        (document_sums.add_plain, plain, [(0, shape[1])]),
+    ):
+        sums = torch.full((4, 4, shape[1]), torch.nan)
+        across = torch.full((shape[1],), torch.inf), torch.zeros(2, shape[1], dtype=torch.int32)
+        for strip in pieces:
+            add(Tapped(x, slice(1, 4)), strip, flags, sums, across)
+        assert sums[:, 0].isnan().all()  # another document
+        names = ("sum", "sum_abs", "sum_sq", "max_abs")
+        found |= {name: sums[k, 1:] for k, name in enumerate(names)} | {"min": across[0]}
+        found |= {"n_positive": across[1][0], "n_above_floor": across[1][1]}
     wide = x.double().numpy()
     expected = {
         "sum": wide.sum(axis=1),
         "sum_abs": np.abs(wide).sum(axis=1),
         "sum_sq": (wide**2).sum(axis=1),
         "max_abs": np.abs(wide).max(axis=1),
-        "min": wide.min(axis=1),
-        "n_positive": (wide > 0).sum(axis=1),
-        "n_above_floor": (np.abs(wide) > np.float32(1e-6)).sum(axis=1),
+        "min": wide.min(axis=(0, 1)),
+        "n_positive": (wide > 0).sum(axis=(0, 1)),
+        "n_above_floor": (np.abs(wide) > np.float32(1e-6)).sum(axis=(0, 1)),
     }
     assert compiled.keys() == plain.keys() == expected.keys()
-    flags = dict(zip(("sum", "sum_abs", "sum_sq", "max_abs", "min", "n_positive"), wanted, strict=True))
-    flags["n_above_floor"] = flags["n_positive"]
+    kept = dict(zip(("sum", "sum_abs", "sum_sq", "max_abs", "min", "n_positive"), flags, strict=True))
+    kept["n_above_floor"] = kept["n_positive"]
     for name, values in expected.items():
         is_sum = name in ("sum", "sum_abs", "sum_sq")
         scale = np.maximum(1e-30, np.abs(wide).sum(axis=1) if name == "sum" else values) if is_sum else 1.0
         assert np.max(np.abs(plain[name].double().numpy() - values) / scale) <= (1e-6 if is_sum else 0), name
-        if flags[name] == "1":
+        if kept[name]:
             assert np.max(np.abs(compiled[name].double().numpy() - values) / scale) <= (2e-6 if is_sum else 0), name
 
 
 def test_a_transposed_tensor_is_counted_like_its_copy():
     x = awkward(37, 70)
-    one, other = (
-        magnitude_sketch.Accumulator(
-            Context(1, PROFILES["full"], torch.zeros(1, 37), 0, torch.zeros(1, 37), 0, gram=False)
-        )
-        for _ in range(2)
-    )
-    one.update(slice(0, 1), "neuron", x[None])
-    other.update(slice(0, 1), "neuron", x.T.contiguous().T[None])
-    for key, values in one.result().items():
-        assert torch.equal(values, other.result()[key]), key
+    one, other = (torch.zeros(70, N_BINS, dtype=torch.int32) for _ in range(2))
+    magnitude_sketch.add_compiled(tapped(x), (0, 70), one)
+    magnitude_sketch.add_compiled(tapped(x.T.contiguous().T), (0, 70), other)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("n_threads", [1, 3, 7])
+def test_threads_do_not_change_a_bit(n_threads):
+    x = awkward(90, 700).clamp(-1e3, 1e3).reshape(3, 30, 700).bfloat16()
+    groups = torch.from_numpy(np.random.default_rng(2).integers(0, 4, (3, 30)))
+
+    def found(threads: int) -> dict:
+        with Accumulation(Context(3, PROFILES["full"], groups, 4, groups, 4, gram=True)) as accumulation:
+            accumulation._n_threads = threads
+            accumulation.add("neuron", Tapped(x[:2], slice(0, 2)))
+            accumulation.add("neuron", Tapped(x[2:], slice(2, 3)))
+            return accumulation.result()
+
+    alone, together = found(1), found(n_threads)
+    assert alone.keys() == together.keys()
+    assert len(alone) == 14
+    for key, values in alone.items():
+        assert torch.equal(values, together[key]), key

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from neuronrank.accumulation import Accumulation
 from neuronrank.checkpoint import require_finite
 from neuronrank.errors import NotFiniteError
 from neuronrank.hidden_states import HiddenStates
 from neuronrank.params import Section
 from neuronrank.profiles import PROFILES, ProfileName
-from neuronrank.statistics import Context, class_moments, document_sums, gram, magnitude_sketch, topic_sums
+from neuronrank.statistics import Context, Tapped, class_moments
 from neuronrank.statistics.weight_sums import weight_sums
+from neuronrank.statistics_schema import TOTALS
 from neuronrank.streaming import MicroBatch, StreamedModel
 from neuronrank.taps import tapped
 from neuronrank.topics import PROJECTED_WIDTH, TopicParams, Topics, find_topics, projection
@@ -125,10 +127,10 @@ def collect_layers(
 def _topics(
     entering: Tensor, batches: list[MicroBatch], params: CollectParams, layer: int, device: torch.device
 ) -> Topics:
-    onto = projection(entering.shape[-1], params.topics.seed).to(device)
+    onto = projection(entering.shape[-1], params.topics.seed).to(device, entering.dtype)
     projected = torch.empty(*entering.shape[:2], PROJECTED_WIDTH, device=device)
     for batch in batches:
-        projected[batch.rows] = entering[batch.rows].to(device).float() @ onto
+        projected[batch.rows] = (entering[batch.rows].to(device) @ onto).float()
     return find_topics(projected, params.topics, layer)
 
 
@@ -141,22 +143,17 @@ def _count(
     context: Context,
 ) -> Arrays:
     """Run all documents through one layer and return what its accumulators found."""
-    modules = (document_sums, magnitude_sketch, class_moments, topic_sums, gram)
-    accumulators = [module.Accumulator(context) for module in modules]
-    for batch in batches:
+    with Accumulation(context) as accumulation:
+        for batch in batches:
 
-        def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
-            if tap in context.profile.taps:
-                for accumulator in accumulators:
-                    accumulator.update(rows, tap, values)
+            def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
+                accumulation.add(tap, Tapped(values, rows))
 
-        with tapped(layer, model.layout, on_tap):
-            model.advance(layer, index, batch, hidden)
-    sums = accumulators[0].result()
-    _require_finite_sums(f"layer {index}", sums)
-    for accumulator in accumulators[1:]:
-        sums |= accumulator.result()
-    return {key: values.numpy() for key, values in sums.items()}
+            with tapped(layer, model.layout, on_tap):
+                model.advance(layer, index, batch, hidden)
+        found = accumulation.result()
+    _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
+    return {key: values.numpy() for key, values in found.items()}
 
 
 def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:

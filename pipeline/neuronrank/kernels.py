@@ -5,8 +5,8 @@ PyTorch has no histogram per channel and its indexed adds run element by element
 
 A tensor is read as its bits, so that bfloat16 needs no copy in float32: shifted up they are those of the float32. Each
 step over a row of channels is a loop of its own, which becomes vector instructions (one with many targets would not),
-and takes four tokens at once. Channels or documents are divided among threads, so that every sum is added in one order
-whatever the machine.
+and takes four tokens at once. Every loop is given some channels, so that threads can divide them: each sum is added by
+one thread, in one order whatever their number. Loops let go of the interpreter's lock.
 """
 
 from collections.abc import Callable
@@ -25,13 +25,12 @@ RUN = 32
 FLOOR = np.float32(1e-6)
 """Magnitudes up to this count as zero in `n_above_floor`."""
 _STRIP = 512
-"""Channels that a thread takes at once: as many as stay in its first cache with their sums."""
+"""Channels taken at once: as many as stay in the first cache with their sums."""
 _SKETCHED = 64
 """The same for counts, of which each channel has several hundred."""
 
 Loop = TypeVar("Loop", bound=Callable[..., Any])
-_compiled: Callable[[Loop], Loop] = numba.njit(parallel=True, cache=True, error_model="numpy")
-_part: Callable[[Loop], Loop] = numba.njit(cache=True, error_model="numpy")
+_compiled: Callable[[Loop], Loop] = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 Bits = NDArray[Any]
 """uint16 of bfloat16 or uint32 of float32."""
@@ -54,18 +53,18 @@ def _as_float(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@_part
+@_compiled
 def _value(bits: Any, shift: Any) -> Any:
     return _as_float(np.uint32(bits) << shift)
 
 
-@_part
+@_compiled
 def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         total[i] += (_value(a[i], shift) + _value(b[i], shift)) + (_value(c[i], shift) + _value(d[i], shift))
 
 
-@_part
+@_compiled
 def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         total[i] += (abs(_value(a[i], shift)) + abs(_value(b[i], shift))) + (
@@ -73,14 +72,14 @@ def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> N
         )
 
 
-@_part
+@_compiled
 def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
         total[i] += (p * p + q * q) + (r * r + s * s)
 
 
-@_part
+@_compiled
 def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(largest)):
         p, q = abs(_value(a[i], shift)), abs(_value(b[i], shift))
@@ -88,14 +87,14 @@ def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: An
         largest[i] = max(max(max(p, q), max(r, s)), largest[i])
 
 
-@_part
+@_compiled
 def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(lowest)):
         p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
         lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
 
 
-@_part
+@_compiled
 def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
@@ -106,7 +105,7 @@ def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> N
         )
 
 
-@_part
+@_compiled
 def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
@@ -117,7 +116,7 @@ def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -
         )
 
 
-@_part
+@_compiled
 def _flush(total: Any, part: Any) -> None:
     for i in range(len(total)):
         total[i] += np.float64(part[i])
@@ -129,31 +128,32 @@ def _flush(total: Any, part: Any) -> None:
 def reduce_documents(
     x: Bits,
     shift: np.uint32,
+    channels: tuple[int, int],
     wanted: tuple[bool, ...],
-    sums: NDArray[np.float64],
-    extremes: NDArray[np.float32],
-    counts: NDArray[np.int32],
+    sums: NDArray[np.float32],
+    across: tuple[NDArray[np.float32], NDArray[np.int32]],
 ) -> None:
     """Reduce x, (B, T, C), over the tokens of each document.
 
     Args:
         x: bits.
         shift: of `bits_of`.
+        channels: the first, and the one behind the last.
         wanted: whether the sums of x, |x| and x^2, the largest |x|, the lowest x, and the counts are; what is not
             stays as it was.
-        sums: (3, B, C), zeros; becomes the sums of x, |x| and x^2. So many tokens as `RUN` are added in float32 before
-            they are added in float64.
-        extremes: (2, B, C), zeros and infinities; becomes the largest |x| and the lowest x.
-        counts: (2, B, C), zeros; becomes the numbers of x > 0 and of |x| > `FLOOR`.
+        sums: (4, B, C); becomes the sums of x, |x| and x^2, and the largest |x|. So many tokens as `RUN` are added in
+            float32 before they are added in float64.
+        across: (C,) lowest x so far, and (2, C) counts of x > 0 and of |x| > `FLOOR`, over documents.
     """
-    n_documents, n_tokens, n_channels = x.shape
+    n_documents, n_tokens, _ = x.shape
+    lowest, counts = across
     wants_sum, wants_magnitude, wants_square, wants_largest, wants_lowest, wants_counts = wanted
-    n_strips = (n_channels + _STRIP - 1) // _STRIP
-    for piece in numba.prange(n_documents * n_strips):
-        n, first = piece // n_strips, (piece % n_strips) * _STRIP
-        last = min(first + _STRIP, n_channels)
-        plain, magnitude = np.zeros(last - first, np.float32), np.zeros(last - first, np.float32)
-        square, nothing = np.zeros(last - first, np.float32), np.zeros(last - first, x.dtype)
+    for piece in range(n_documents * ((channels[1] - channels[0] + _STRIP - 1) // _STRIP)):
+        n, first = piece % n_documents, channels[0] + piece // n_documents * _STRIP
+        last = min(first + _STRIP, channels[1])
+        width = last - first
+        parts, totals = np.zeros((4, width), np.float32), np.zeros((3, width), np.float64)
+        nothing = np.zeros(width, x.dtype)
         for start in range(0, n_tokens, RUN):
             for t in range(start, min(start + RUN, n_tokens), 4):
                 a = x[n, t, first:last]  # beyond the last token zeros, which add nothing and count nowhere
@@ -161,68 +161,74 @@ def reduce_documents(
                 c = x[n, t + 2, first:last] if t + 2 < n_tokens else nothing
                 d = x[n, t + 3, first:last] if t + 3 < n_tokens else nothing
                 if wants_sum:
-                    _add(plain, a, b, c, d, shift)
+                    _add(parts[0], a, b, c, d, shift)
                 if wants_magnitude:
-                    _add_magnitudes(magnitude, a, b, c, d, shift)
+                    _add_magnitudes(parts[1], a, b, c, d, shift)
                 if wants_square:
-                    _add_squares(square, a, b, c, d, shift)
+                    _add_squares(parts[2], a, b, c, d, shift)
                 if wants_largest:
-                    _raise_to_magnitudes(extremes[0, n, first:last], a, b, c, d, shift)
+                    _raise_to_magnitudes(parts[3], a, b, c, d, shift)
                 if wants_lowest and t + 3 < n_tokens:
-                    _lower_to_values(extremes[1, n, first:last], a, b, c, d, shift)
+                    _lower_to_values(lowest[first:last], a, b, c, d, shift)
                 elif wants_lowest:
                     for token in range(t, n_tokens):
                         one = x[n, token, first:last]
-                        _lower_to_values(extremes[1, n, first:last], one, one, one, one, shift)
+                        _lower_to_values(lowest[first:last], one, one, one, one, shift)
                 if wants_counts:
-                    _count_positive(counts[0, n, first:last], a, b, c, d, shift)
-                    _count_above_floor(counts[1, n, first:last], a, b, c, d, shift)
-            if wants_sum:
-                _flush(sums[0, n, first:last], plain)
-            if wants_magnitude:
-                _flush(sums[1, n, first:last], magnitude)
-            if wants_square:
-                _flush(sums[2, n, first:last], square)
+                    _count_positive(counts[0, first:last], a, b, c, d, shift)
+                    _count_above_floor(counts[1, first:last], a, b, c, d, shift)
+            for statistic in range(3):
+                if wanted[statistic]:
+                    _flush(totals[statistic], parts[statistic])
+        for statistic in range(3):
+            if wanted[statistic]:
+                for i in range(width):
+                    sums[statistic, n, first + i] = np.float32(totals[statistic, i])
+        if wants_largest:
+            for i in range(width):
+                sums[3, n, first + i] = parts[3, i]
 
 
 @_compiled
-def add_counts(code: NDArray[np.uint16], bin_of_code: NDArray[np.uint16], count: NDArray[np.int32]) -> None:
+def add_counts(
+    code: NDArray[np.uint16], channels: tuple[int, int], bin_of_code: NDArray[np.uint16], count: NDArray[np.int32]
+) -> None:
     """Add to the counts (C, bins) of the bin of each code, code being (tokens, C).
 
     Args:
         code: any.
+        channels: the first, and the one behind the last.
         bin_of_code: (65536,) bin.
         count: added to.
     """
-    n_tokens, n_channels = code.shape
     n_bins = np.uint64(count.shape[1])
     cells = count.reshape(-1)
-    for block in numba.prange((n_channels + _SKETCHED - 1) // _SKETCHED):
-        first = block * _SKETCHED
-        width = min(_SKETCHED, n_channels - first)
-        begin = np.uint64(first) * n_bins
-        for token in range(n_tokens):
-            row = code[token, first : first + width]
-            cell = begin
-            for c in range(width):
+    for first in range(channels[0], channels[1], _SKETCHED):
+        last = min(first + _SKETCHED, channels[1])
+        for token in range(code.shape[0]):
+            row = code[token, first:last]
+            cell = np.uint64(first) * n_bins
+            for c in range(last - first):
                 cells[cell + np.uint64(bin_of_code[row[c]])] += 1
                 cell += n_bins
 
 
 @_compiled
-def truncated(x: Bits, code: NDArray[np.uint16]) -> None:
-    """Write the top 16 bits of |x| less one, the sign as it was, x being (tokens, C) bits of float32; of 0 they are 0.
+def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
+    """Return the top 16 bits of |x| less one, the sign as it was, x being (tokens, C) bits of float32; of 0 they are 0.
 
     Less one of the 31 bits of |x|, so that a value whose lower bits are all zero gets the code below its own.
     """
-    for token in numba.prange(x.shape[0]):
-        for c in range(x.shape[1]):
+    code = np.empty(x.shape, np.uint16)
+    for token in range(x.shape[0]):
+        for c in range(channels[0], channels[1]):
             magnitude = x[token, c] & np.uint32(0x7FFFFFFF)
             magnitude -= np.uint32(magnitude > 0)
             code[token, c] = np.uint16(((x[token, c] & np.uint32(0x80000000)) | magnitude) >> np.uint32(16))
+    return code
 
 
-@_part
+@_compiled
 def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
     for i in range(len(off)):
         difference = _value(row[i], shift) - _value(start[i], shift)
@@ -230,7 +236,7 @@ def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) ->
         off_sq[i] += difference * difference
 
 
-@_part
+@_compiled
 def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
     (total, total_sq), (off, off_sq) = totals, offs
     for i in range(len(total)):
@@ -248,8 +254,8 @@ def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> N
 def add_moments(
     x: Bits,
     shift: np.uint32,
-    group: NDArray[np.int64],
-    order: NDArray[np.int64],
+    channels: tuple[int, int],
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
     sums: NDArray[np.float64],
     sums_sq: NDArray[np.float64],
 ) -> None:
@@ -261,21 +267,22 @@ def add_moments(
     Args:
         x: bits.
         shift: of `bits_of`.
-        group: (tokens,) group of each token.
-        order: (tokens,) tokens, those of a group side by side.
+        channels: the first, and the one behind the last.
+        tokens: of `grouped`.
         sums: of x.
         sums_sq: of x^2.
     """
-    n_tokens, n_channels = x.shape
-    for block in numba.prange((n_channels + _STRIP - 1) // _STRIP):
-        first, last = block * _STRIP, min(block * _STRIP + _STRIP, n_channels)
+    order, group = tokens
+    n_tokens = x.shape[0]
+    for first in range(channels[0], channels[1], _STRIP):
+        last = min(first + _STRIP, channels[1])
         off, off_sq = np.zeros(last - first, np.float32), np.zeros(last - first, np.float32)
         begin = 0
         while begin < n_tokens:
-            of = group[order[begin]]
+            of = group[begin]
             start = x[order[begin], first:last]
             n = 1
-            while n < RUN and begin + n < n_tokens and group[order[begin + n]] == of:
+            while n < RUN and begin + n < n_tokens and group[begin + n] == of:
                 _add_differences(off, off_sq, x[order[begin + n], first:last], start, shift)
                 n += 1
             totals = sums[of, first:last], sums_sq[of, first:last]
@@ -285,21 +292,26 @@ def add_moments(
 
 @_compiled
 def add_magnitudes(
-    x: Bits, shift: np.uint32, group: NDArray[np.int64], order: NDArray[np.int64], sums: NDArray[np.float64]
+    x: Bits,
+    shift: np.uint32,
+    channels: tuple[int, int],
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
+    sums: NDArray[np.float64],
 ) -> None:
     """Add |x|, x being (tokens, C) bits, to the sums (G, C) of each token's group; see `add_moments`.
 
     Up to `RUN` tokens of a group are added in float32 before they are added in float64.
     """
-    n_tokens, n_channels = x.shape
-    for block in numba.prange((n_channels + _STRIP - 1) // _STRIP):
-        first, last = block * _STRIP, min(block * _STRIP + _STRIP, n_channels)
+    order, group = tokens
+    n_tokens = x.shape[0]
+    for first in range(channels[0], channels[1], _STRIP):
+        last = min(first + _STRIP, channels[1])
         part, nothing = np.zeros(last - first, np.float32), np.zeros(last - first, x.dtype)
         begin = 0
         while begin < n_tokens:
-            of = group[order[begin]]
+            of = group[begin]
             end = begin + 1
-            while end < n_tokens and end - begin < RUN and group[order[end]] == of:
+            while end < n_tokens and end - begin < RUN and group[end] == of:
                 end += 1
             for at in range(begin, end, 4):
                 a = x[order[at], first:last]
@@ -309,3 +321,9 @@ def add_magnitudes(
                 _add_magnitudes(part, a, b, c, d, shift)
             _flush(sums[of, first:last], part)
             begin = end
+
+
+def grouped(group: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return tokens with those of a group side by side, and the group of each: of group, (tokens,)."""
+    order = torch.argsort(group, stable=True)
+    return order.numpy(), group[order].numpy()

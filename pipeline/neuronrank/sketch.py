@@ -13,6 +13,7 @@ Numpy only: `statistics/magnitude_sketch.py` fills it.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,9 +52,27 @@ class MagnitudeSketch:
     """(C,) sum of |a| over all values, in activation."""
 
     @cached_property
-    def _at_most(self) -> NDArray[np.int64]:
-        """(C, N_BINS): how many values lie in bins up to and including each."""
-        return np.cumsum(self.count, axis=1)
+    def _used(self) -> tuple[int, int]:
+        """The first bin that any channel has values in, and the one behind the last."""
+        used = np.flatnonzero(self.count.any(axis=0))
+        return int(used[0]), int(used[-1]) + 1
+
+    @cached_property
+    def _at_most(self) -> NDArray[np.integer[Any]]:
+        """(C, used bins): how many values lie in bins up to and including each."""
+        first, last = self._used
+        narrow = self.count[0].sum(dtype=np.int64) < 2**31
+        return np.cumsum(self.count[:, first:last], axis=1, dtype=np.int32 if narrow else np.int64)
+
+    def _first_above(self, count: int) -> NDArray[np.int64]:
+        """Return (C,) the first used bin up to and including which more than `count` values lie: by bisection."""
+        channels = np.arange(len(self.count))
+        low, high = np.zeros(len(channels), dtype=np.int64), np.full(len(channels), self._at_most.shape[1] - 1)
+        while (low < high).any():
+            middle = (low + high) // 2
+            enough = self._at_most[channels, middle] > count
+            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+        return low
 
     @property
     def n(self) -> int:
@@ -66,15 +85,17 @@ class MagnitudeSketch:
         Args:
             edge: (C,) or (1,) indices into `EDGES`.
         """
+        first, last = self._used
         edges = np.broadcast_to(edge, (len(self.count),))
-        return np.asarray(self.n - self._at_most[np.arange(len(edges)), edges])
+        at_most = self._at_most[np.arange(len(edges)), np.clip(edges, first, last - 1) - first]
+        return np.asarray(self.n - np.where(edges < first, 0, at_most))
 
     def pooled_edge(self, quantile: float) -> int:
         """Return the edge that the share of values nearest to `quantile` does not exceed, over all channels together.
 
         Of two edges that are equally near, the lower one.
         """
-        at_most = self._at_most[:, :-1].sum(axis=0)
+        at_most = np.cumsum(self.count.sum(axis=0, dtype=np.int64))[:-1]
         return int(np.argmin(np.abs(at_most - quantile * self.n * len(self.count))))
 
     def quantile(self, quantile: float) -> NDArray[np.float64]:
@@ -88,17 +109,25 @@ class MagnitudeSketch:
         return np.asarray((1 - share) * self._order_statistic(low) + share * self._order_statistic(high))
 
     def _order_statistic(self, rank: int) -> NDArray[np.float64]:
-        bins = (self._at_most <= rank).sum(axis=1)
+        bins = self._used[0] + self._first_above(rank)
         inner = np.clip(bins, 1, N_BINS - 2)
         low, high = EDGES[inner - 1], EDGES[inner]
         middle = 2 * low * high / (low + high)  # the same relative distance to both ends
-        middle = np.where(bins == N_BINS - 1, self._last_mean, middle)
+        if (bins == N_BINS - 1).any():
+            middle = np.where(bins == N_BINS - 1, self._last_mean, middle)
         return np.asarray(np.where(bins == 0, 0.0, middle))
 
     @cached_property
+    def _from_bin_up(self) -> NDArray[np.float64]:
+        """(C, used bins + 1): the sum of |a| that the middles of each bin and all above come to, but for the last."""
+        first, last = self._used
+        sums = self.count[:, first:last] * np.where(np.arange(first, last) == N_BINS - 1, 0, _MIDDLES[first:last])
+        return np.concatenate([np.cumsum(sums[:, ::-1], axis=1)[:, ::-1], np.zeros((len(sums), 1))], axis=1)
+
+    @property
     def _inner_sum(self) -> NDArray[np.float64]:
         """(C,): the sum of |a| that the middles of all bins but the last come to."""
-        return np.asarray(self.count[:, :-1] @ _MIDDLES[:-1])
+        return self._from_bin_up[:, 0]
 
     @cached_property
     def _last_mean(self) -> NDArray[np.float64]:
@@ -115,17 +144,16 @@ class MagnitudeSketch:
         """
         wanted = int(np.ceil((1 - quantile) * self.n - 1e-9))
         channels = np.arange(len(self.count))
-        above = self.n - self._at_most  # values in bins above each
-        cut = np.argmax(above < wanted, axis=1)
-        higher = np.cumsum((self.count[:, :-1] * _MIDDLES[:-1])[:, ::-1], axis=1)[:, ::-1]  # from each bin up
-        higher = np.concatenate([higher, np.zeros((len(higher), 2))], axis=1)
-        rest = wanted - above[channels, cut]
+        at = self._first_above(self.n - wanted)  # the bin above which fewer lie
+        above = self.n - self._at_most[channels, at]
+        cut = self._used[0] + at
+        rest = wanted - above
         filled = rest / np.maximum(self.count[channels, cut], 1)
         upper_part = _HIGHS[cut] - filled / 2 * (_HIGHS[cut] - _LOWS[cut])
         has_last = self.count[:, -1] > 0
         scale = np.where(has_last, 1.0, self.sum_abs / np.where(self._inner_sum > 0, self._inner_sum, 1))
         in_last = np.minimum(wanted, self.count[:, -1]) * self._last_mean
-        inner = np.where(cut == N_BINS - 1, 0.0, higher[channels, cut + 1] + rest * upper_part)
+        inner = np.where(cut == N_BINS - 1, 0.0, self._from_bin_up[channels, at + 1] + rest * upper_part)
         found = (np.where(has_last, in_last, 0.0) + scale * inner) / wanted
         only_first = (self._inner_sum == 0) & ~has_last
         return np.asarray(np.where(only_first, self.sum_abs / self.n, found))

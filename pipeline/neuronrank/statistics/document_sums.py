@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.statistics import Context
+from neuronrank.statistics import Context, Tapped
 
 SUMS = ("sum", "sum_abs", "sum_sq", "max_abs")
 
@@ -23,67 +23,68 @@ class Accumulator:
 
     def __init__(self, context: Context) -> None:
         self._n_documents, self._profile = context.n_documents, context.profile
-        self._sums: dict[tuple[str, str], Tensor] = {}
-        self._counts: dict[tuple[str, str], Tensor] = {}
+        self._sums: dict[str, Tensor] = {}
         self._lowest: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
 
-    def update(self, rows: slice, tap: str, values: Tensor) -> None:
-        """Add whole documents.
-
-        Args:
-            rows: which documents.
-            tap: which tap; one that the profile does not name is ignored.
-            values: (B, T, C), any float type; read only.
-        """
+    def open(self, tap: str, values: Tensor) -> bool:
+        """Make room for a tap, of which `values` is the first; say whether anything is kept of it."""
         if tap not in self._profile.totals:
-            return
-        kept, counted = self._profile.totals[tap], tap in self._profile.counted
-        wanted = (*(name in kept for name in SUMS), tap in self._profile.sketched, counted)
-        found = reduce_compiled(values, wanted) if values.device.type == "cpu" else reduce_plain(values)
-        for statistic in self._profile.totals[tap]:
-            target = self._sums.get((tap, statistic))
-            if target is None:
-                target = torch.full((self._n_documents, values.shape[-1]), torch.nan, device=values.device)
-                self._sums[tap, statistic] = target
-            target[rows] = found[statistic].float()
-        for name in ("n_positive", "n_above_floor") if counted else ():
-            count = found[name].sum(dim=0, dtype=torch.int32)
-            self._counts[tap, name] = self._counts[tap, name] + count if (tap, name) in self._counts else count
-        if tap in self._profile.sketched:
-            lowest = found["min"].amin(dim=0)
-            self._lowest[tap] = torch.minimum(self._lowest[tap], lowest) if tap in self._lowest else lowest
+            return False
+        n_channels, device = values.shape[-1], values.device
+        self._sums[tap] = torch.full((len(SUMS), self._n_documents, n_channels), torch.nan, device=device)
+        self._lowest[tap] = torch.full((n_channels,), torch.inf, device=device)
+        self._counts[tap] = torch.zeros(2, n_channels, dtype=torch.int32, device=device)
+        return True
+
+    def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
+        """Add some channels of whole documents."""
+        add = add_compiled if tapped.on_cpu else add_plain
+        add(tapped, channels, self._wanted(tap), self._sums[tap], (self._lowest[tap], self._counts[tap]))
+
+    def _wanted(self, tap: str) -> tuple[bool, ...]:
+        kept = self._profile.totals[tap]
+        return (*(name in kept for name in SUMS), tap in self._profile.sketched, tap in self._profile.counted)
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """Return (tap, array) -> (N, C) float32 sums, (C,) int32 counts and float32 lowest values, on the CPU.
 
         The sums of a document that was never added are NaN.
         """
-        lowest = {(tap, "total_min"): value for tap, value in self._lowest.items()}
-        return {key: value.cpu() for key, value in (self._sums | self._counts | lowest).items()}
+        found = {}
+        for tap, sums in self._sums.items():
+            *kept, has_lowest, is_counted = self._wanted(tap)
+            for position, name in enumerate(SUMS):
+                if kept[position]:
+                    found[tap, name] = sums[position].cpu()
+            if has_lowest:
+                found[tap, "total_min"] = self._lowest[tap].cpu()
+            if is_counted:
+                found[tap, "n_positive"], found[tap, "n_above_floor"] = self._counts[tap].cpu()
+        return found
 
 
-def reduce_compiled(x: Tensor, wanted: tuple[bool, ...]) -> dict[str, Tensor]:
-    """As `reduce_plain`, but only what is wanted, in the order of `kernels.reduce_documents`."""
-    n_documents, _, n_channels = x.shape
-    sums = torch.zeros(3, n_documents, n_channels, dtype=torch.float64)
-    extremes = torch.zeros(2, n_documents, n_channels)
-    extremes[1] = torch.inf
-    counts = torch.zeros(2, n_documents, n_channels, dtype=torch.int32)
-    bits, shift = kernels.bits_of(x)
-    kernels.reduce_documents(bits, shift, wanted, sums.numpy(), extremes.numpy(), counts.numpy())
-    names = ("sum", "sum_abs", "sum_sq", "max_abs", "min", "n_positive", "n_above_floor")
-    return dict(zip(names, (*sums, *extremes, *counts), strict=True))
+Across = tuple[Tensor, Tensor]
+"""(C,) lowest value so far, and (2, C) counts of a > 0 and |a| > 1e-6."""
 
 
-def reduce_plain(values: Tensor) -> dict[str, Tensor]:
-    """Reduce (B, T, C) over its tokens to (B, C) tensors."""
-    x = values.float()  # before squaring: half precision overflows at 65504
-    return {
-        "sum": x.sum(dim=1),
-        "sum_abs": x.abs().sum(dim=1),
-        "sum_sq": x.square().sum(dim=1),
-        "max_abs": x.abs().amax(dim=1),
-        "min": x.amin(dim=1),
-        "n_positive": (x > 0).sum(dim=1),
-        "n_above_floor": (x.abs() > float(kernels.FLOOR)).sum(dim=1),
-    }
+def add_compiled(
+    tapped: Tapped, channels: tuple[int, int], wanted: tuple[bool, ...], sums: Tensor, across: Across
+) -> None:
+    """Write the sums of some documents, (4, N, C), and add to what goes across; see `kernels.reduce_documents`."""
+    lowest, counts = across
+    kernels.reduce_documents(
+        tapped.bits, tapped.shift, channels, wanted, sums[:, tapped.rows].numpy(), (lowest.numpy(), counts.numpy())
+    )
+
+
+def add_plain(
+    tapped: Tapped, channels: tuple[int, int], wanted: tuple[bool, ...], sums: Tensor, across: Across
+) -> None:
+    """As `add_compiled`, in plain PyTorch, of all channels."""
+    del channels, wanted
+    x = tapped.values.float()  # before squaring: half precision overflows at 65504
+    lowest, counts = across
+    sums[:, tapped.rows] = torch.stack([x.sum(dim=1), x.abs().sum(dim=1), x.square().sum(dim=1), x.abs().amax(dim=1)])
+    torch.minimum(lowest, x.amin(dim=(0, 1)), out=lowest)
+    counts += torch.stack([(x > 0).sum(dim=(0, 1)), (x.abs() > float(kernels.FLOOR)).sum(dim=(0, 1))]).int()
