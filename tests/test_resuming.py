@@ -145,8 +145,8 @@ def test_an_interruption_while_small_arrays_are_joined(model, whole, tmp_path, m
 
 
 def test_other_settings_do_not_go_on_with_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(collection, "_count", lambda *_a: (_ for _ in ()).throw(NotFiniteError("stop")))
-    with pytest.raises(NotFiniteError):
+    monkeypatch.setattr(collection, "_count", lambda *_a: (_ for _ in ()).throw(RuntimeError("stop")))
+    with pytest.raises(RuntimeError):
         collect(model, tmp_path / "statistics")
     (left,) = tmp_path.iterdir()
     monkeypatch.undo()
@@ -154,6 +154,13 @@ def test_other_settings_do_not_go_on_with_it(model, tmp_path, monkeypatch):
     collect(model, tmp_path / "statistics")
     assert not left.exists()
     assert [path.name for path in tmp_path.iterdir()] == ["statistics"]
+
+
+def test_bad_input_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(collection, "_count", lambda *_a: (_ for _ in ()).throw(NotFiniteError("stop")))
+    with pytest.raises(NotFiniteError):
+        collect(model, tmp_path / "statistics")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_written_before_the_machine_started_is_not_trusted(tmp_path, monkeypatch):

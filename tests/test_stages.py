@@ -334,7 +334,7 @@ def tiny_disk(tmp_path):
         pytest.skip("mounting a small file system needs root")
     place = tmp_path / "disk"
     place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], check=False)
     if mounted.returncode:
         pytest.skip("this machine does not allow mounting")
     yield place

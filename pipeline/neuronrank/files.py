@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from neuronrank.errors import ArtifactError, StorageError
+from neuronrank.errors import ArtifactError, NeuronrankError, StorageError
 
 HEADER_KEY = "neuronrank"
 """The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
@@ -101,7 +101,8 @@ def output_directory(path: Path) -> Iterator[Path]:
 def resumable_directory(path: Path, key: str) -> Iterator[Path]:
     """Give a directory with what an interrupted run of the same key left; on success its `artifact/` becomes `path`.
 
-    On failure it stays for the next run, and so does `path`. What a run of another key left is deleted, and so is what
+    When it is killed or a write fails it stays for the next run; on an error of ours, which tells of bad input, it is
+    deleted. `path` stays in any case. What a run of another key left is deleted, and so is what
     was written before the machine last started: it may not have reached the disk whole.
 
     Args:
@@ -123,7 +124,12 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
         for half_written in artifact.rglob("*.partial"):
             _remove(half_written)
         artifact.mkdir(parents=True, exist_ok=True)
-        yield work
+        try:
+            yield work
+        except NeuronrankError as err:
+            if not isinstance(err, StorageError):  # of other input the run would have another key
+                _remove(work)
+            raise
         _sync_tree(artifact)
         _replace(artifact, path)
         _remove(work)

@@ -7,8 +7,7 @@ Accuracy: float32 sums of the stored weights, by pairwise summation along rows, 
 import torch
 from torch import Tensor
 
-from neuronrank.statistics import Tapped
-from neuronrank.statistics.document_sums import add_compiled, add_plain
+from neuronrank import kernels
 
 
 def weight_sums(weight: Tensor) -> dict[str, Tensor]:
@@ -23,17 +22,24 @@ def weight_sums(weight: Tensor) -> dict[str, Tensor]:
     """
     magnitude = weight.float().abs()
     rows = magnitude.sum(dim=1), magnitude.square().sum(dim=1), magnitude.amax(dim=1)
-    # Columns are reduced as the channels of one document are, whose tokens are the rows.
-    as_document, n_columns = Tapped(weight[None], slice(0, 1)), weight.shape[1]
-    sums = torch.empty(4, 1, n_columns, device=weight.device)
-    nothing = (
-        torch.zeros(n_columns, device=weight.device),
-        torch.zeros(2, n_columns, dtype=torch.int32, device=weight.device),
-    )
-    add = add_compiled if as_document.on_cpu else add_plain
-    add(as_document, (0, n_columns), (False, True, True, True, False, False), sums, nothing)
-    columns = sums[1:, 0]
+    columns = _compiled_columns(weight) if weight.device.type == "cpu" else _plain_columns(magnitude)
     names = ("sum_abs", "sum_sq", "max_abs")
     return {f"row_{name}": values for name, values in zip(names, rows, strict=True)} | {
         f"column_{name}": values for name, values in zip(names, columns, strict=True)
     }
+
+
+def _compiled_columns(weight: Tensor) -> tuple[Tensor, ...]:
+    """Reduce columns as the channels of one document are, whose tokens are the rows."""
+    n_columns = weight.shape[1]
+    sums = torch.empty(4, 1, n_columns)
+    unused = torch.empty(n_columns).numpy(), torch.empty(2, n_columns, dtype=torch.int32).numpy()
+    bits, shift = kernels.bits_of(weight[None])
+    wanted = (False, True, True, True, False, False)
+    kernels.reduce_documents(bits, shift, (0, n_columns), wanted, sums.numpy(), unused)
+    return tuple(sums[1:, 0])
+
+
+def _plain_columns(magnitude: Tensor) -> tuple[Tensor, ...]:
+    sums = magnitude.sum(dim=0, dtype=torch.float64), magnitude.square().sum(dim=0, dtype=torch.float64)
+    return *(values.float() for values in sums), magnitude.amax(dim=0)
