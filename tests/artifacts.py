@@ -30,9 +30,8 @@ def statistics(
     arrays = {key: np.asarray(values, dtype=np.float32) for key, values in sums.items()}
     n_documents = len(next(iter(arrays.values())))
     writer = StatisticsWriter(directory, 1, profile)
-    writer.write_layer(
-        0, arrays, {name: np.asarray(vector, dtype=np.float32) for name, vector in (weights or {}).items()}
-    )
+    vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in (weights or {}).items()}
+    writer.write_layer(0, arrays, vectors, modules)
     writer.finish(
         {
             "model": {"fingerprint": "f" * 64},
@@ -40,7 +39,6 @@ def statistics(
             "collect": {"dtype": "float32", "propagation": "dense"},
             "n_layers": 1,
             "lm_head": {"module": "lm_head", "embeddings": "model.embed_tokens"},
-            "modules": modules,
         }
     )
-    return Statistics(directory)
+    return Statistics(directory / "artifact")

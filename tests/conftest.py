@@ -67,6 +67,15 @@ def tiny_text(seed: int, n_words: int) -> str:
     return " ".join(WORDS[i] for i in order)
 
 
+def write_tokenizer(directory: Path) -> None:
+    """Train a tokenizer on the words of the tiny texts."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(WORDS, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(directory)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
     """A Hugging Face directory with several shards and a tokenizer."""
@@ -78,11 +87,7 @@ def tiny_model(tmp_path_factory) -> Path:
             if parameter.dim() == 2:
                 parameter.mul_(20)
     model.save_pretrained(directory, max_shard_size="20KB")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(vocab_size=64, special_tokens=["<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(WORDS, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(directory)
+    write_tokenizer(directory)
     assert len(list(directory.glob("model-*.safetensors"))) > 1
     return directory
 

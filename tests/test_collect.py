@@ -65,7 +65,9 @@ def test_widths_follow_the_model_and_not_the_hidden_size(layers):
     }  # fmt: skip
 
 
-def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model):
+@pytest.mark.parametrize("in_files", [False, True])
+def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model, tmp_path, in_files):
+    directory = tmp_path if in_files else None
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     last = {}
     handle = model.model.layers[-1].register_forward_hook(lambda _m, _x, y: last.update(hidden=y))
@@ -73,11 +75,12 @@ def test_streaming_ends_in_the_hidden_states_of_the_plain_forward(tiny_model):
         model(TOKENS, use_cache=False)
     handle.remove()
     streamed = StreamedModel(Checkpoint(tiny_model), torch.float32, CPU)
-    (batch,) = streamed.start(TOKENS, documents_per_batch=5)
+    hidden = streamed.hidden_states(TOKENS, directory)
+    (batch,) = streamed.start(TOKENS, 5, hidden.entering(0))
     for index in range(2):
         with streamed.loaded_layer(index) as layer:
-            streamed.advance(layer, index, batch)
-    assert torch.equal(batch.hidden, last["hidden"])
+            streamed.advance(layer, index, batch, hidden)
+    assert torch.equal(hidden.entering(2), last["hidden"])
 
 
 def test_a_layer_holds_weights_only_while_it_runs(tiny_model):

@@ -215,10 +215,10 @@ def micro_topics(directory) -> Statistics:
         ("topics", "nearest"): nearest,
     }
     writer = StatisticsWriter(directory, 1, "standard")
-    writer.write_layer(0, arrays, {})
-    empty = {"model": {}, "collect": {}, "lm_head": {}, "modules": [], "n_layers": 1}
+    writer.write_layer(0, arrays, {}, [])
+    empty = {"model": {}, "collect": {}, "lm_head": {}, "n_layers": 1}
     writer.finish({**empty, "calibration": {"n_windows": 2, "window_tokens": 10}})
-    return Statistics(directory)
+    return Statistics(directory / "artifact")
 
 
 def test_merged_topics_show_the_nearest_of_each_micro_topic_by_turns(tmp_path):

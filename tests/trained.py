@@ -85,7 +85,7 @@ def write(directory: Path, profile: str, layers: list[LayerStatistics], token_id
     writer.write_classes(classes.token_ids, classes.count)
     for position, layer in enumerate(layers):
         arrays = {key: values for key, values in layer.arrays.items() if held(*key)}
-        writer.write_layer(position, arrays, layer.weights)
+        writer.write_layer(position, arrays, layer.weights, [{**entry, "layer": position} for entry in layer.modules])
     writer.finish(
         {
             "model": {},
@@ -93,10 +93,9 @@ def write(directory: Path, profile: str, layers: list[LayerStatistics], token_id
             "collect": {},
             "n_layers": len(layers),
             "lm_head": {},
-            "modules": [{**entry, "layer": at} for at, layer in enumerate(layers) for entry in layer.modules],
         }
     )
-    return Statistics(directory)
+    return Statistics(directory / "artifact")
 
 
 def role_of(module) -> str:

@@ -1,19 +1,24 @@
 """A model and calibration windows -> the statistics artifact."""
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import transformers
 
+import neuronrank
 from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, LayerStatistics, collect_layers, find_classes
-from neuronrank.files import output_directory
+from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.streaming import StreamedModel
 from neuronrank.windows import Windows
 
+log = logging.getLogger("neuronrank")
 Layers = Iterator[LayerStatistics]
 
 
@@ -25,6 +30,8 @@ def collect_statistics(
     shown: Callable[[Layers, int], Layers] = lambda layers, _n: layers,
 ) -> torch.device:
     """Run the windows through the model once and write what is kept; `out` appears whole or not at all.
+
+    When it was interrupted, the same call goes on with the layer that was not complete.
 
     Args:
         model: of `open_model`.
@@ -44,27 +51,40 @@ def collect_statistics(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     streamed = StreamedModel(model.checkpoint(), getattr(torch, options.dtype), device)
     n_layers = len(streamed.layers)
-    modules: list[dict[str, Any]] = []
     token_ids = torch.from_numpy(windows.token_ids).long()
     classes = find_classes(token_ids, options)
-    with output_directory(out) as partial:
-        writer = StatisticsWriter(partial, n_layers, options.profile)
+    manifest = _manifest(model, windows, options, streamed)
+    with resumable_directory(out, _key(manifest, options, device)) as work:
+        writer = StatisticsWriter(work, n_layers, options.profile)
         writer.write_tokens(windows.token_ids)
         if len(classes.token_ids):
             writer.write_classes(classes.token_ids, classes.count)
-        for layer in shown(collect_layers(streamed, token_ids, options, classes), n_layers):
-            writer.write_layer(layer.index, layer.arrays, layer.weights)
-            modules += layer.modules
-        writer.finish(_manifest(model, windows, options, modules, streamed))
+        first = writer.n_complete
+        if first:
+            log.info("going on with layer %d of %d: an interrupted run completed those before", first, n_layers)
+        for layer in shown(collect_layers(streamed, token_ids, options, classes, work, first), n_layers - first):
+            writer.write_layer(layer.index, layer.arrays, layer.weights, layer.modules)
+        writer.finish(manifest)
     return device
 
 
+def _key(manifest: dict[str, Any], options: CollectParams, device: torch.device) -> str:
+    """Return the SHA-256 of all that an artifact's bytes follow from, the code included."""
+    root = Path(neuronrank.__file__).parent
+    sources = {str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("*.py"))}
+    made_from = {
+        "manifest": manifest,
+        "options": options.model_dump(mode="json"),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "versions": [torch.__version__, transformers.__version__, np.__version__],
+        "sources": sources,
+    }
+    return sha256_text(canonical_json(made_from))
+
+
 def _manifest(
-    model: ModelArtifact,
-    windows: Windows,
-    options: CollectParams,
-    modules: list[dict[str, Any]],
-    streamed: StreamedModel,
+    model: ModelArtifact, windows: Windows, options: CollectParams, streamed: StreamedModel
 ) -> dict[str, Any]:
     return {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
@@ -84,5 +104,4 @@ def _manifest(
         },
         "n_layers": len(streamed.layers),
         "lm_head": {"module": streamed.layout.lm_head, "embeddings": streamed.layout.embeddings},
-        "modules": modules,
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from neuronrank.accumulation import Accumulation
 from neuronrank.checkpoint import require_finite
 from neuronrank.errors import NotFiniteError
+from neuronrank.hidden_states import HiddenStates
 from neuronrank.params import Section
 from neuronrank.profiles import PROFILES, ProfileName
-from neuronrank.statistics import Context, class_moments, document_sums, gram, magnitude_sketch, topic_sums
+from neuronrank.statistics import Context, Tapped, class_moments
 from neuronrank.statistics.weight_sums import weight_sums
+from neuronrank.statistics_schema import TOTALS
 from neuronrank.streaming import MicroBatch, StreamedModel
 from neuronrank.taps import tapped
 from neuronrank.topics import PROJECTED_WIDTH, TopicParams, Topics, find_topics, projection
@@ -77,7 +81,12 @@ def find_classes(token_ids: Tensor, params: CollectParams) -> Classes:
 
 @torch.no_grad()
 def collect_layers(
-    model: StreamedModel, token_ids: Tensor, params: CollectParams, classes: Classes
+    model: StreamedModel,
+    token_ids: Tensor,
+    params: CollectParams,
+    classes: Classes,
+    directory: Path | None = None,
+    first: int = 0,
 ) -> Iterator[LayerStatistics]:
     """Yield the statistics of layer 0, 1, … as each has seen all documents.
 
@@ -86,6 +95,8 @@ def collect_layers(
         token_ids: (N, T), every document of the same length, without padding.
         params: what to keep. `documents_per_batch` bounds the memory of a layer's activations.
         classes: of `find_classes`.
+        directory: where hidden states are kept in files; None keeps them in memory.
+        first: layer to begin with, when an interrupted run has completed those before it and left its files.
 
     Raises:
         NotFiniteError: a weight or an activation is NaN or infinite; names module or tap, and layer.
@@ -93,9 +104,10 @@ def collect_layers(
     """
     profile = PROFILES[params.profile]
     n_topics = params.topics.micro_topics if profile.topical else 0
-    batches = model.start(token_ids, params.documents_per_batch)
-    for index in range(len(model.layers)):
-        topics = _topics(batches, token_ids, params, index) if n_topics else None
+    hidden = model.hidden_states(token_ids, directory)
+    batches = model.start(token_ids, params.documents_per_batch, None if first else hidden.entering(0))
+    for index in range(first, len(model.layers)):
+        topics = _topics(hidden.entering(index), batches, params, index, model.device) if n_topics else None
         context = Context(
             n_documents=len(token_ids),
             profile=profile,
@@ -107,41 +119,41 @@ def collect_layers(
         )
         with model.loaded_layer(index) as layer:
             weights, modules = _reduce_weights(model, index)
-            arrays = _count(model, layer, index, batches, context)
+            arrays = _count(model, layer, index, batches, hidden, context)
         arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
         yield LayerStatistics(index, arrays, weights, modules)
 
 
-def _topics(batches: list[MicroBatch], token_ids: Tensor, params: CollectParams, layer: int) -> Topics:
-    width = batches[0].hidden.shape[-1]
-    onto = projection(width, params.topics.seed).to(batches[0].hidden.device)
-    projected = torch.empty(*token_ids.shape, PROJECTED_WIDTH, device=onto.device)
+def _topics(
+    entering: Tensor, batches: list[MicroBatch], params: CollectParams, layer: int, device: torch.device
+) -> Topics:
+    onto = projection(entering.shape[-1], params.topics.seed).to(device, entering.dtype)
+    projected = torch.empty(*entering.shape[:2], PROJECTED_WIDTH, device=device)
     for batch in batches:
-        projected[batch.rows] = batch.hidden.float() @ onto
+        projected[batch.rows] = (entering[batch.rows].to(device) @ onto).float()
     return find_topics(projected, params.topics, layer)
 
 
 def _count(
-    model: StreamedModel, layer: torch.nn.Module, index: int, batches: list[MicroBatch], context: Context
+    model: StreamedModel,
+    layer: torch.nn.Module,
+    index: int,
+    batches: list[MicroBatch],
+    hidden: HiddenStates,
+    context: Context,
 ) -> Arrays:
     """Run all documents through one layer and return what its accumulators found."""
-    modules = (document_sums, magnitude_sketch, class_moments, topic_sums, gram)
-    accumulators = [module.Accumulator(context) for module in modules]
-    for batch in batches:
+    with Accumulation(context) as accumulation:
+        for batch in batches:
 
-        def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
-            if tap in context.profile.taps:
-                x = values.float()  # before squaring: half precision overflows at 65504
-                for accumulator in accumulators:
-                    accumulator.update(rows, tap, x)
+            def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
+                accumulation.add(tap, Tapped(values, rows))
 
-        with tapped(layer, model.layout, on_tap):
-            model.advance(layer, index, batch)
-    sums = accumulators[0].result()
-    _require_finite_sums(f"layer {index}", sums)
-    for accumulator in accumulators[1:]:
-        sums |= accumulator.result()
-    return {key: values.numpy() for key, values in sums.items()}
+            with tapped(layer, model.layout, on_tap):
+                model.advance(layer, index, batch, hidden)
+        found = accumulation.result()
+    _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
+    return {key: values.numpy() for key, values in found.items()}
 
 
 def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:

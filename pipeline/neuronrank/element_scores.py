@@ -74,7 +74,7 @@ def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[
     _require_sound(name, scores, "Lower the exponents")
     _require_ranking(name, scores, vectors, part, group)
     if weight_multi > 0:
-        _require_no_underflow(name, scores, magnitude, row, column)
+        _require_no_underflow(name, scores, magnitude, vectors, weight_exp)
     return scores
 
 
@@ -143,13 +143,17 @@ def _require_ranking(name: str, scores: Scores, vectors: _Vectors, part: dict[st
 
 
 def _require_no_underflow(
-    name: str, scores: Scores, magnitude: torch.Tensor, row: Vector | None, column: Vector | None
+    name: str, scores: Scores, magnitude: torch.Tensor, vectors: _Vectors, weight_exp: float
 ) -> None:
     """Refuse scores that became zero although neither weight nor factor is: they would be removed by position."""
-    if scores.min() > 0:
+    n_zero = scores.size - int(np.count_nonzero(scores))
+    if n_zero == 0:
         return
+    is_product = weight_exp > 0 and vectors.row_term is None and vectors.column_term is None
+    if is_product and n_zero == magnitude.numel() - int(torch.count_nonzero(magnitude)):
+        return  # a weight of zero has a score of zero, and there are no others
     possible = (magnitude > 0).numpy()
-    for factor in (row[:, None] if row is not None else None, column):
+    for factor in (vectors.row[:, None] if vectors.row is not None else None, vectors.column):
         possible = possible if factor is None else possible & (factor > 0)
     n_lost = int(np.count_nonzero(possible & (scores == 0)))
     if n_lost:

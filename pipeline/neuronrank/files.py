@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from neuronrank.errors import ArtifactError, StorageError
+from neuronrank.errors import ArtifactError, NeuronrankError, StorageError
 
 HEADER_KEY = "neuronrank"
 """The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
@@ -47,8 +48,12 @@ def sha256_file(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def explain_write_errors(target: Path) -> Iterator[None]:
+def explain_write_errors(target: Path, kept: Path | None = None) -> Iterator[None]:
     """Turn a refused write below `target` into a StorageError that says where and why.
+
+    Args:
+        target: what is written.
+        kept: where what was done so far stays for the next run.
 
     Raises:
         StorageError: no space, read-only, no permission, or an input/output error.
@@ -59,16 +64,17 @@ def explain_write_errors(target: Path) -> Iterator[None]:
         elsewhere = err.filename is not None and target.name not in str(err.filename)
         if err.errno not in _REFUSED_WRITES or elsewhere:
             raise
-        raise StorageError(_storage_message(target, str(err.strerror))) from err
+        raise StorageError(_storage_message(target, str(err.strerror), kept)) from err
     except safetensors.SafetensorError as err:
         # The library reports an OSError as text: "I/O error: No space left on device (os error 28)".
         if not any(f"(os error {code})" in str(err) for code in _REFUSED_WRITES):
             raise
-        raise StorageError(_storage_message(target, str(err))) from err
+        raise StorageError(_storage_message(target, str(err), kept)) from err
 
 
-def _storage_message(target: Path, reason: str) -> str:
-    return f"{target}: cannot write: {reason}. Nothing half-written is left; free the space or fix it, then run again"
+def _storage_message(target: Path, reason: str, kept: Path | None) -> str:
+    left = f"What was done is kept in {kept}" if kept and kept.exists() else "Nothing half-written is left"
+    return f"{target}: cannot write: {reason}. {left}; free the space or fix it, then run again"
 
 
 @contextlib.contextmanager
@@ -89,6 +95,52 @@ def output_directory(path: Path) -> Iterator[Path]:
         except BaseException:
             _remove(partial)
             raise
+
+
+@contextlib.contextmanager
+def resumable_directory(path: Path, key: str) -> Iterator[Path]:
+    """Give a directory with what an interrupted run of the same key left; on success its `artifact/` becomes `path`.
+
+    When it is killed or a write fails it stays for the next run; on an error of ours, which tells of bad input, it is
+    deleted. `path` stays in any case. What a run of another key left is deleted, and so is what
+    was written before the machine last started: it may not have reached the disk whole.
+
+    Args:
+        path: directory to write.
+        key: SHA-256 of all that the content is made from.
+
+    Yields:
+        The directory. It holds `artifact/`, and whatever the run needs to go on besides.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    work = path.with_name(f".{path.name}.{sha256_text(key + _boot_id())[:16]}.partial")
+    artifact = work / "artifact"
+    with explain_write_errors(path, work):
+        for other in path.parent.glob(f".{path.name}.*partial"):
+            if other != work or not artifact.exists():  # without it the run had ended, but for cleaning up
+                _remove(other)
+        for half_written in artifact.rglob("*.partial"):
+            _remove(half_written)
+        artifact.mkdir(parents=True, exist_ok=True)
+        try:
+            yield work
+        except NeuronrankError as err:
+            if not isinstance(err, StorageError):  # of other input the run would have another key
+                _remove(work)
+            raise
+        _sync_tree(artifact)
+        _replace(artifact, path)
+        _remove(work)
+
+
+def _boot_id() -> str:
+    """Return what differs each time the machine starts; where the system does not tell, each time it is asked."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        return uuid.uuid4().hex
 
 
 @contextlib.contextmanager
@@ -153,19 +205,26 @@ def read_header(path: Path, schema: str, run: str, required: Sequence[str] = ())
     Raises:
         ArtifactError: missing, corrupt, incomplete or of another schema.
     """
+    header = read_metadata(path, run)
+    check_schema(path, header, schema, run, required)
+    return dict(header)
+
+
+def read_metadata(path: Path, run: str) -> Any:
+    """Read the JSON header of a safetensors file, whatever is in it; {} when it has none of ours.
+
+    Raises:
+        ArtifactError: missing or corrupt; says to run `run`.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            return json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: not found. Run: {run}") from err
     except (safetensors.SafetensorError, OSError) as err:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {run}") from err
-    try:
-        header = json.loads(metadata.get(HEADER_KEY, "{}"))
     except ValueError as err:
         raise ArtifactError(f"{path}: its header is not valid JSON ({err}). Make it again: {run}") from err
-    check_schema(path, header, schema, run, required)
-    return dict(header)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

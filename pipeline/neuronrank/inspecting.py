@@ -1,17 +1,15 @@
 """What `neuronrank inspect` tells: statistics, scores, masks, losses or token windows. Needs no torch."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import NDArray
 
 from neuronrank import losses, mask_store, score_store, windows
 from neuronrank.errors import ArtifactError
-from neuronrank.files import HEADER_KEY
+from neuronrank.files import read_metadata
 from neuronrank.realised import part_counts
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.stored_arrays import stored_arrays, total_bytes
@@ -53,13 +51,7 @@ def describe(path: Path) -> Description:
 
 def _schema(path: Path) -> str:
     """Return the schema that a file states, "none" when it states none."""
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
-    except FileNotFoundError as err:
-        raise ArtifactError(f"{path}: not found") from err
-    except (safetensors.SafetensorError, OSError, ValueError) as err:
-        raise ArtifactError(f"{path}: not a readable safetensors file of ours ({err})") from err
+    header = read_metadata(path, "dvc repro")
     return str(header.get("schema", "none")) if isinstance(header, dict) else "none"
 
 

@@ -2,113 +2,328 @@
 
 PyTorch has no histogram per channel and its indexed adds run element by element; these are over ten times faster.
 `statistics/` holds the same operations in plain PyTorch, which other devices use and tests compare with.
-Channels are divided among threads, so that the sums of a channel are added in one order whatever the machine.
+
+A tensor is read as its bits, so that bfloat16 needs no copy in float32: shifted up they are those of the float32. Each
+step over a row of channels is a loop of its own, which becomes vector instructions (one with many targets would not),
+and takes four tokens at once. Every loop is given some channels, so that threads can divide them: each sum is added by
+one thread, in one order whatever their number. Loops let go of the interpreter's lock.
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-_CHANNELS_PER_BLOCK = 64
+RUN = 32
+"""Tokens that are added in float32 before they are added in float64."""
+FLOOR = np.float32(1e-6)
+"""Magnitudes up to this count as zero in `n_above_floor`."""
+_STRIP = 512
+"""Channels taken at once: as many as stay in the first cache with their sums."""
+_SKETCHED = 64
+"""The same for counts, of which each channel has several hundred."""
 
-Loop = TypeVar("Loop", bound=Callable[..., None])
-_compiled: Callable[[Loop], Loop] = numba.njit(parallel=True, cache=True)
+Loop = TypeVar("Loop", bound=Callable[..., Any])
+_compiled: Callable[[Loop], Loop] = numba.njit(nogil=True, cache=True, error_model="numpy")
+
+Bits = NDArray[Any]
+"""uint16 of bfloat16 or uint32 of float32."""
+
+
+def bits_of(values: torch.Tensor) -> tuple[Bits, np.uint32]:
+    """Return a CPU tensor's bits, without a copy where it is bfloat16 or float32, and the shift to a float32's."""
+    if values.dtype == torch.bfloat16:
+        return values.contiguous().view(torch.uint16).numpy(), np.uint32(16)
+    return values.float().contiguous().view(torch.uint32).numpy(), np.uint32(0)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _as_float(_context: Any, _bits: Any) -> Any:
+    """Read the bits of a uint32 as those of a float32."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.uint32), generate
 
 
 @_compiled
-def add_sketch(
-    x: NDArray[np.float32],
-    bin_of_code: NDArray[np.int16],
-    octave_of_bin: NDArray[np.int16],
-    count: NDArray[np.int32],
-    octave_sum_abs: NDArray[np.float64],
-) -> None:
-    """Add to the counts (S, C, N_BINS) and sums (C, N_OCTAVES) of |x|, x being (tokens, C).
+def _value(bits: Any, shift: Any) -> Any:
+    return _as_float(np.uint32(bits) << shift)
 
-    With S = 2 the counts of negative x are the second half; with S = 1 signs are not told apart.
+
+@_compiled
+def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        total[i] += (_value(a[i], shift) + _value(b[i], shift)) + (_value(c[i], shift) + _value(d[i], shift))
+
+
+@_compiled
+def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        total[i] += (abs(_value(a[i], shift)) + abs(_value(b[i], shift))) + (
+            abs(_value(c[i], shift)) + abs(_value(d[i], shift))
+        )
+
+
+@_compiled
+def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(total)):
+        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        total[i] += (p * p + q * q) + (r * r + s * s)
+
+
+@_compiled
+def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(largest)):
+        p, q = abs(_value(a[i], shift)), abs(_value(b[i], shift))
+        r, s = abs(_value(c[i], shift)), abs(_value(d[i], shift))
+        largest[i] = max(max(max(p, q), max(r, s)), largest[i])
+
+
+@_compiled
+def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(lowest)):
+        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
+
+
+@_compiled
+def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(count)):
+        count[i] += (
+            np.int32(_value(a[i], shift) > 0)
+            + np.int32(_value(b[i], shift) > 0)
+            + np.int32(_value(c[i], shift) > 0)
+            + np.int32(_value(d[i], shift) > 0)
+        )
+
+
+@_compiled
+def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+    for i in range(len(count)):
+        count[i] += (
+            np.int32(abs(_value(a[i], shift)) > FLOOR)
+            + np.int32(abs(_value(b[i], shift)) > FLOOR)
+            + np.int32(abs(_value(c[i], shift)) > FLOOR)
+            + np.int32(abs(_value(d[i], shift)) > FLOOR)
+        )
+
+
+@_compiled
+def _flush(total: Any, part: Any) -> None:
+    for i in range(len(total)):
+        total[i] += np.float64(part[i])
+    for i in range(len(part)):
+        part[i] = 0
+
+
+@_compiled
+def reduce_documents(
+    x: Bits,
+    shift: np.uint32,
+    channels: tuple[int, int],
+    wanted: tuple[bool, ...],
+    sums: NDArray[np.float32],
+    across: tuple[NDArray[np.float32], NDArray[np.int32]],
+) -> None:
+    """Reduce x, (B, T, C), over the tokens of each document.
+
+    Args:
+        x: bits.
+        shift: of `bits_of`.
+        channels: the first, and the one behind the last.
+        wanted: whether the sums of x, |x| and x^2, the largest |x|, the lowest x, and the counts are; what is not
+            stays as it was.
+        sums: (4, B, C); becomes the sums of x, |x| and x^2, and the largest |x|. So many tokens as `RUN` are added in
+            float32 before they are added in float64.
+        across: (C,) lowest x so far, and (2, C) counts of x > 0 and of |x| > `FLOOR`, over documents.
     """
-    n_tokens, n_channels = x.shape
-    bits = x.view(np.int32)
-    signed = count.shape[0] - 1
-    for block in numba.prange((n_channels + _CHANNELS_PER_BLOCK - 1) // _CHANNELS_PER_BLOCK):
-        first = block * _CHANNELS_PER_BLOCK
-        last = min(first + _CHANNELS_PER_BLOCK, n_channels)
-        for token in range(n_tokens):
-            for channel in range(first, last):
-                pattern = bits[token, channel]
-                code = (max((pattern & 0x7FFFFFFF) - 1, 0)) >> 16
-                found = bin_of_code[code]
-                count[(pattern >> 31) & signed, channel, found] += 1
-                octave_sum_abs[channel, octave_of_bin[found]] += abs(x[token, channel])
+    n_documents, n_tokens, _ = x.shape
+    lowest, counts = across
+    wants_sum, wants_magnitude, wants_square, wants_largest, wants_lowest, wants_counts = wanted
+    for piece in range(n_documents * ((channels[1] - channels[0] + _STRIP - 1) // _STRIP)):
+        n, first = piece % n_documents, channels[0] + piece // n_documents * _STRIP
+        last = min(first + _STRIP, channels[1])
+        width = last - first
+        parts, totals = np.zeros((4, width), np.float32), np.zeros((3, width), np.float64)
+        nothing = np.zeros(width, x.dtype)
+        for start in range(0, n_tokens, RUN):
+            for t in range(start, min(start + RUN, n_tokens), 4):
+                a = x[n, t, first:last]  # beyond the last token zeros, which add nothing and count nowhere
+                b = x[n, t + 1, first:last] if t + 1 < n_tokens else nothing
+                c = x[n, t + 2, first:last] if t + 2 < n_tokens else nothing
+                d = x[n, t + 3, first:last] if t + 3 < n_tokens else nothing
+                if wants_sum:
+                    _add(parts[0], a, b, c, d, shift)
+                if wants_magnitude:
+                    _add_magnitudes(parts[1], a, b, c, d, shift)
+                if wants_square:
+                    _add_squares(parts[2], a, b, c, d, shift)
+                if wants_largest:
+                    _raise_to_magnitudes(parts[3], a, b, c, d, shift)
+                if wants_lowest and t + 3 < n_tokens:
+                    _lower_to_values(lowest[first:last], a, b, c, d, shift)
+                elif wants_lowest:
+                    for token in range(t, n_tokens):
+                        one = x[n, token, first:last]
+                        _lower_to_values(lowest[first:last], one, one, one, one, shift)
+                if wants_counts:
+                    _count_positive(counts[0, first:last], a, b, c, d, shift)
+                    _count_above_floor(counts[1, first:last], a, b, c, d, shift)
+            for statistic in range(3):
+                if wanted[statistic]:
+                    _flush(totals[statistic], parts[statistic])
+        for statistic in range(3):
+            if wanted[statistic]:
+                for i in range(width):
+                    sums[statistic, n, first + i] = np.float32(totals[statistic, i])
+        if wants_largest:
+            for i in range(width):
+                sums[3, n, first + i] = parts[3, i]
+
+
+@_compiled
+def add_counts(
+    code: NDArray[np.uint16], channels: tuple[int, int], bin_of_code: NDArray[np.uint16], count: NDArray[np.int32]
+) -> None:
+    """Add to the counts (C, bins) of the bin of each code, code being (tokens, C).
+
+    Args:
+        code: any.
+        channels: the first, and the one behind the last.
+        bin_of_code: (65536,) bin.
+        count: added to.
+    """
+    n_bins = np.uint64(count.shape[1])
+    cells = count.reshape(-1)
+    for first in range(channels[0], channels[1], _SKETCHED):
+        last = min(first + _SKETCHED, channels[1])
+        for token in range(code.shape[0]):
+            row = code[token, first:last]
+            cell = np.uint64(first) * n_bins
+            for c in range(last - first):
+                cells[cell + np.uint64(bin_of_code[row[c]])] += 1
+                cell += n_bins
+
+
+@_compiled
+def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
+    """Return the top 16 bits of |x| less one, the sign as it was, x being (tokens, C) bits of float32; of 0 they are 0.
+
+    Less one of the 31 bits of |x|, so that a value whose lower bits are all zero gets the code below its own.
+    """
+    code = np.empty(x.shape, np.uint16)
+    for token in range(x.shape[0]):
+        for c in range(channels[0], channels[1]):
+            magnitude = x[token, c] & np.uint32(0x7FFFFFFF)
+            magnitude -= np.uint32(magnitude > 0)
+            code[token, c] = np.uint16(((x[token, c] & np.uint32(0x80000000)) | magnitude) >> np.uint32(16))
+    return code
+
+
+@_compiled
+def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
+    for i in range(len(off)):
+        difference = _value(row[i], shift) - _value(start[i], shift)
+        off[i] += difference
+        off_sq[i] += difference * difference
+
+
+@_compiled
+def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
+    (total, total_sq), (off, off_sq) = totals, offs
+    for i in range(len(total)):
+        total[i] += n * np.float64(_value(start[i], shift)) + np.float64(off[i])
+    for i in range(len(total)):
+        base = np.float64(_value(start[i], shift))
+        total_sq[i] += base * (n * base + 2 * np.float64(off[i])) + np.float64(off_sq[i])
+    for i in range(len(off)):
+        off[i] = 0
+    for i in range(len(off)):
+        off_sq[i] = 0
 
 
 @_compiled
 def add_moments(
-    x: NDArray[np.float32], group: NDArray[np.int64], sums: NDArray[np.float64], sums_sq: NDArray[np.float64]
-) -> None:
-    """Add x, (tokens, C), and its squares to the sums (G, C) of each token's group."""
-    n_tokens, n_channels = x.shape
-    for block in numba.prange((n_channels + _CHANNELS_PER_BLOCK - 1) // _CHANNELS_PER_BLOCK):
-        first = block * _CHANNELS_PER_BLOCK
-        last = min(first + _CHANNELS_PER_BLOCK, n_channels)
-        for token in range(n_tokens):
-            row = group[token]
-            for channel in range(first, last):
-                value = np.float64(x[token, channel])
-                sums[row, channel] += value
-                sums_sq[row, channel] += value * value
-
-
-@_compiled
-def add_magnitudes(x: NDArray[np.float32], group: NDArray[np.int64], sums: NDArray[np.float64]) -> None:
-    """Add |x|, x being (tokens, C), to the sums (G, C) of each token's group."""
-    n_tokens, n_channels = x.shape
-    for block in numba.prange((n_channels + _CHANNELS_PER_BLOCK - 1) // _CHANNELS_PER_BLOCK):
-        first = block * _CHANNELS_PER_BLOCK
-        last = min(first + _CHANNELS_PER_BLOCK, n_channels)
-        for token in range(n_tokens):
-            row = group[token]
-            for channel in range(first, last):
-                sums[row, channel] += abs(x[token, channel])
-
-
-@_compiled
-def add_counts(x: NDArray[np.float32], floor: float, positive: NDArray[np.int32], above: NDArray[np.int32]) -> None:
-    """Add the numbers of x > 0 and of |x| > floor, x being (tokens, C), to those of each channel, (C,)."""
-    n_tokens, n_channels = x.shape
-    lowest = np.float32(floor)
-    for block in numba.prange((n_channels + _CHANNELS_PER_BLOCK - 1) // _CHANNELS_PER_BLOCK):
-        first = block * _CHANNELS_PER_BLOCK
-        last = min(first + _CHANNELS_PER_BLOCK, n_channels)
-        for token in range(n_tokens):
-            for channel in range(first, last):
-                value = x[token, channel]
-                positive[channel] += np.int32(value > 0)
-                above[channel] += np.int32(abs(value) > lowest)
-
-
-@_compiled
-def document_sums(
-    x: NDArray[np.float32],
+    x: Bits,
+    shift: np.uint32,
+    channels: tuple[int, int],
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
     sums: NDArray[np.float64],
-    sums_abs: NDArray[np.float64],
     sums_sq: NDArray[np.float64],
-    max_abs: NDArray[np.float64],
 ) -> None:
-    """Add over the tokens of each document, x being (B, T, C), to four (B, C) arrays."""
-    n_documents, n_tokens, n_channels = x.shape
-    for block in numba.prange((n_channels + _CHANNELS_PER_BLOCK - 1) // _CHANNELS_PER_BLOCK):
-        first = block * _CHANNELS_PER_BLOCK
-        last = min(first + _CHANNELS_PER_BLOCK, n_channels)
-        for document in range(n_documents):
-            for token in range(n_tokens):
-                for channel in range(first, last):
-                    value = np.float64(x[document, token, channel])
-                    magnitude = abs(value)
-                    sums[document, channel] += value
-                    sums_abs[document, channel] += magnitude
-                    sums_sq[document, channel] += value * value
-                    max_abs[document, channel] = max(max_abs[document, channel], magnitude)
+    """Add x, (tokens, C) bits, and its squares to the sums (G, C) of each token's group.
+
+    Up to `RUN` tokens of a group are taken together: differences from the first of them are added in float32, and what
+    they come to in float64. So float32 rounds relative to how much the tokens differ, not to how large they are.
+
+    Args:
+        x: bits.
+        shift: of `bits_of`.
+        channels: the first, and the one behind the last.
+        tokens: of `grouped`.
+        sums: of x.
+        sums_sq: of x^2.
+    """
+    order, group = tokens
+    n_tokens = x.shape[0]
+    for first in range(channels[0], channels[1], _STRIP):
+        last = min(first + _STRIP, channels[1])
+        off, off_sq = np.zeros(last - first, np.float32), np.zeros(last - first, np.float32)
+        begin = 0
+        while begin < n_tokens:
+            of = group[begin]
+            start = x[order[begin], first:last]
+            n = 1
+            while n < RUN and begin + n < n_tokens and group[begin + n] == of:
+                _add_differences(off, off_sq, x[order[begin + n], first:last], start, shift)
+                n += 1
+            totals = sums[of, first:last], sums_sq[of, first:last]
+            _add_from_start(totals, np.float64(n), start, (off, off_sq), shift)
+            begin += n
+
+
+@_compiled
+def add_magnitudes(
+    x: Bits,
+    shift: np.uint32,
+    channels: tuple[int, int],
+    tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
+    sums: NDArray[np.float64],
+) -> None:
+    """Add |x|, x being (tokens, C) bits, to the sums (G, C) of each token's group; see `add_moments`.
+
+    Up to `RUN` tokens of a group are added in float32 before they are added in float64.
+    """
+    order, group = tokens
+    n_tokens = x.shape[0]
+    for first in range(channels[0], channels[1], _STRIP):
+        last = min(first + _STRIP, channels[1])
+        part, nothing = np.zeros(last - first, np.float32), np.zeros(last - first, x.dtype)
+        begin = 0
+        while begin < n_tokens:
+            of = group[begin]
+            end = begin + 1
+            while end < n_tokens and end - begin < RUN and group[end] == of:
+                end += 1
+            for at in range(begin, end, 4):
+                a = x[order[at], first:last]
+                b = x[order[at + 1], first:last] if at + 1 < end else nothing
+                c = x[order[at + 2], first:last] if at + 2 < end else nothing
+                d = x[order[at + 3], first:last] if at + 3 < end else nothing
+                _add_magnitudes(part, a, b, c, d, shift)
+            _flush(sums[of, first:last], part)
+            begin = end
+
+
+def grouped(group: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return tokens with those of a group side by side, and the group of each: of group, (tokens,)."""
+    order = torch.argsort(group, stable=True)
+    return order.numpy(), group[order].numpy()

@@ -16,7 +16,7 @@ from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, Not
 from neuronrank.profiles import PROFILES, holds
 from neuronrank.recipes import Recipe
 from neuronrank.scores import factor_steps
-from neuronrank.sketch import N_BINS, N_OCTAVES
+from neuronrank.sketch import N_BINS
 from neuronrank.statistics_schema import ARRAYS
 from neuronrank.statistics_store import Module, Statistics
 
@@ -79,7 +79,6 @@ class _Planned(Statistics):
             "document": n_documents,
             "channel": _CHANNELS,
             "bin": N_BINS,
-            "octave": N_OCTAVES,
             "class": collect.classes + 1 if self._profile.classed else 0,
             "topic": collect.topics.micro_topics if self._profile.topical else 0,
         }

@@ -2,6 +2,7 @@
 
 | profile    | holds                                                                                              |
 |------------|----------------------------------------------------------------------------------------------------|
+| `wanda`    | total sums of squares of the modules' inputs: what Wanda reads, and nothing else                   |
 | `lean`     | totals over all documents and counts; no document axis, no sketches, classes or topics             |
 | `standard` | what the methods need at nearly any setting: sums per document, sketches of inputs and neurons,    |
 |            | class moments, topic sums; not spikiness of q, k, v outputs, nor signs of document or topic means  |
@@ -14,7 +15,7 @@ from typing import Literal
 
 from neuronrank.statistics_schema import TOTALS
 
-ProfileName = Literal["lean", "standard", "full"]
+ProfileName = Literal["wanda", "lean", "standard", "full"]
 Kept = Mapping[str, tuple[str, ...]]
 
 INPUTS = ("attn_in", "attn_ctx", "mlp_in", "mlp_mid")
@@ -28,6 +29,8 @@ class Profile:
 
     totals: Kept
     """tap -> sums over all tokens."""
+    counted: frozenset[str]
+    """Taps with counts of a > 0 and |a| > 1e-6; among `totals`."""
     documents: Kept = field(default_factory=dict)
     """tap -> sums kept for every document; among `totals`."""
     sketched: frozenset[str] = frozenset()
@@ -43,7 +46,7 @@ class Profile:
 
     @property
     def taps(self) -> frozenset[str]:
-        """Every tap that is counted in any way; all of them have counts of a > 0 and |a| > 1e-6."""
+        """Every tap that anything is kept of."""
         return frozenset(self.totals)
 
 
@@ -61,9 +64,11 @@ _ALL_TAPS = (*TAPS, "gate_pre")
 _ALL_SUMS = dict.fromkeys(_ALL_TAPS, ("sum", "sum_abs", "sum_sq", "max_abs"))
 
 PROFILES: Mapping[ProfileName, Profile] = {
-    "lean": Profile(totals=_TOTALS),
+    "wanda": Profile(totals=dict.fromkeys(INPUTS, ("sum_sq",)), counted=frozenset()),
+    "lean": Profile(totals=_TOTALS, counted=frozenset(TAPS)),
     "standard": Profile(
         totals=_TOTALS,
+        counted=frozenset(TAPS),
         documents=_PER_DOCUMENT,
         sketched=frozenset({*INPUTS, "neuron"}),
         classed=frozenset({"neuron"}),
@@ -71,6 +76,7 @@ PROFILES: Mapping[ProfileName, Profile] = {
     ),
     "full": Profile(
         totals=_ALL_SUMS,
+        counted=frozenset(_ALL_TAPS),
         documents=_ALL_SUMS,
         sketched=frozenset(_ALL_TAPS),
         signed=frozenset(_ALL_TAPS),
@@ -100,4 +106,6 @@ def holds(profile: Profile, tap: str, array: str) -> bool:
         return tap in profile.classed
     if array.startswith("topic"):
         return array.removeprefix("topic_") in profile.topical.get(tap, ())
-    return array in ("df_count", "n_positive", "n_above_floor") and tap in profile.taps
+    if array == "df_count":
+        return "sum_abs" in profile.totals.get(tap, ())
+    return array in ("n_positive", "n_above_floor") and tap in profile.counted

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from neuronrank.model_shape import Sizes
-from neuronrank.profiles import INPUTS, PROFILES, ProfileName
-from neuronrank.sketch import N_BINS, N_OCTAVES
-from neuronrank.statistics_schema import ARRAYS, QUANTILES, TOTALS
+from neuronrank.profiles import INPUTS, PROFILES, ProfileName, holds
+from neuronrank.sketch import N_BINS
+from neuronrank.statistics_schema import ARRAYS, QUANTILES
 from neuronrank.statistics_store import Statistics
 from neuronrank.stored_arrays import KINDS, TOKEN_IDS, WEIGHTS, StoredArray, kind_of, stored_arrays, total_bytes
 
@@ -47,19 +47,10 @@ class PlannedArray:
 def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray]:
     """Return every array that an artifact of this profile holds, by path, the vectors of the weights last."""
     profile = PROFILES[profile_name]
-    paths: set[str] = set()
-    for tap, sums in profile.totals.items():
-        paths |= {f"{tap}/{TOTALS[name]}" for name in sums}
-        paths |= {f"{tap}/{name}" for name in profile.documents.get(tap, ())}
-        paths |= {f"{tap}/{name}" for name in ("n_positive", "n_above_floor")}
-        paths |= {f"{tap}/df_count"} if "sum_abs" in sums else set()
-    for tap in profile.sketched:
-        paths |= {f"{tap}/{name}" for name in ("sketch_count", "sketch_octave_sum_abs", "total_min", "quantiles")}
-    paths |= {f"{tap}/sketch_negative_count" for tap in profile.signed}
-    if sizes.classes:
-        paths |= {f"{tap}/{name}" for tap in profile.classed for name in ("class_sum", "class_centred_sq")}
+    paths = {f"{tap}/{name}" for tap in profile.taps for name in ARRAYS if holds(profile, tap, name)}
+    paths = {path for path in paths if sizes.classes or "/class_" not in path}
+    paths = {path for path in paths if sizes.micro_topics or "/topic_" not in path}
     if sizes.micro_topics and profile.topical:
-        paths |= {f"{tap}/topic_{name}" for tap, names in profile.topical.items() for name in names}
         paths |= {f"topics/{name}" for name in ("labels", "centroids", "count", "merges", "nearest")}
     if sizes.gram:
         paths |= {f"{tap}/gram" for tap in INPUTS}
@@ -80,7 +71,6 @@ def _planned(path: str, sizes: Sizes) -> PlannedArray:
         "token": sizes.window_tokens,
         "channel": sizes.tap_width.get(tap, 0),
         "bin": N_BINS,
-        "octave": N_OCTAVES,
         "quantile": len(QUANTILES),
         "class": sizes.classes + 1,
         "topic": sizes.micro_topics,

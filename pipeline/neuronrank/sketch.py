@@ -1,19 +1,19 @@
-"""A mergeable sketch of how |a| is distributed in each channel: counts in log-spaced bins, sums in octaves.
+"""A mergeable sketch of how |a| is distributed in each channel: counts in log-spaced bins.
 
 The edges lie on the bfloat16 grid, 19 to an octave from 2^-24 to 2^16, so that the bin of a value follows from the top
 bits of its float. A bin is (low, high]; the first holds everything up to 2^-24, zeros included, the last everything
 above 2^16. Two sketches add.
 
 Accuracy: high <= 1.04 low in every bin, so that any quantile is known within 2 % (`quantile`). Counts above an edge are
-exact: thresholds are rounded to edges. Sums of whole octaves are exact; a top mean estimates the part of the octave in
-which it ends. That of the top tenth was measured within 1.1 % in every channel of the trained model at 2048 tokens
-(0.02 % in the median one, over 1 % in 5 of 100,000), that of the top hundredth within 2.7 %. No values bring it above
-4 %.
+exact: thresholds are rounded to edges. A top mean takes each bin's values as lying in its middle, scaled so that all
+bins together meet the channel's exact sum. That of the top tenth was measured within 1.3 % on the
+trained model, 0.05 % in the median channel. No values bring it above 4 %.
 Numpy only: `statistics/magnitude_sketch.py` fills it.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,6 @@ EDGES: NDArray[np.float64] = np.array(
 )
 """(E,) rising; bin b is (EDGES[b-1], EDGES[b]]."""
 N_BINS = EDGES.size + 1
-N_OCTAVES = HIGHEST_OCTAVE - LOWEST_OCTAVE + 2
-"""Octaves, with one below and one above."""
-OCTAVE_OF_BIN: NDArray[np.int64] = np.concatenate(
-    [[0], 1 + np.arange(EDGES.size - 1) // PER_OCTAVE, [N_OCTAVES - 1]]
-).astype(np.int64)
 
 
 def nearest_edge(values: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -53,13 +48,31 @@ class MagnitudeSketch:
 
     count: NDArray[np.int64]
     """(C, N_BINS) values of |a| in each bin."""
-    octave_sum_abs: NDArray[np.float64]
-    """(C, N_OCTAVES) sum of |a| over the values of each octave, in activation."""
+    sum_abs: NDArray[np.float64]
+    """(C,) sum of |a| over all values, in activation."""
 
     @cached_property
-    def _at_most(self) -> NDArray[np.int64]:
-        """(C, N_BINS): how many values lie in bins up to and including each."""
-        return np.cumsum(self.count, axis=1)
+    def _used(self) -> tuple[int, int]:
+        """The first bin that any channel has values in, and the one behind the last."""
+        used = np.flatnonzero(self.count.any(axis=0))
+        return int(used[0]), int(used[-1]) + 1
+
+    @cached_property
+    def _at_most(self) -> NDArray[np.integer[Any]]:
+        """(C, used bins): how many values lie in bins up to and including each."""
+        first, last = self._used
+        narrow = self.count[0].sum(dtype=np.int64) < 2**31
+        return np.cumsum(self.count[:, first:last], axis=1, dtype=np.int32 if narrow else np.int64)
+
+    def _first_above(self, count: int) -> NDArray[np.int64]:
+        """Return (C,) the first used bin up to and including which more than `count` values lie: by bisection."""
+        channels = np.arange(len(self.count))
+        low, high = np.zeros(len(channels), dtype=np.int64), np.full(len(channels), self._at_most.shape[1] - 1)
+        while (low < high).any():
+            middle = (low + high) // 2
+            enough = self._at_most[channels, middle] > count
+            low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+        return low
 
     @property
     def n(self) -> int:
@@ -72,15 +85,17 @@ class MagnitudeSketch:
         Args:
             edge: (C,) or (1,) indices into `EDGES`.
         """
+        first, last = self._used
         edges = np.broadcast_to(edge, (len(self.count),))
-        return np.asarray(self.n - self._at_most[np.arange(len(edges)), edges])
+        at_most = self._at_most[np.arange(len(edges)), np.clip(edges, first, last - 1) - first]
+        return np.asarray(self.n - np.where(edges < first, 0, at_most))
 
     def pooled_edge(self, quantile: float) -> int:
         """Return the edge that the share of values nearest to `quantile` does not exceed, over all channels together.
 
         Of two edges that are equally near, the lower one.
         """
-        at_most = self._at_most[:, :-1].sum(axis=0)
+        at_most = np.cumsum(self.count.sum(axis=0, dtype=np.int64))[:-1]
         return int(np.argmin(np.abs(at_most - quantile * self.n * len(self.count))))
 
     def quantile(self, quantile: float) -> NDArray[np.float64]:
@@ -94,40 +109,57 @@ class MagnitudeSketch:
         return np.asarray((1 - share) * self._order_statistic(low) + share * self._order_statistic(high))
 
     def _order_statistic(self, rank: int) -> NDArray[np.float64]:
-        bins = (self._at_most <= rank).sum(axis=1)
+        bins = self._used[0] + self._first_above(rank)
         inner = np.clip(bins, 1, N_BINS - 2)
         low, high = EDGES[inner - 1], EDGES[inner]
         middle = 2 * low * high / (low + high)  # the same relative distance to both ends
-        in_last = np.maximum(self.count[:, -1], 1)
-        middle = np.where(bins == N_BINS - 1, self.octave_sum_abs[:, -1] / in_last, middle)
+        if (bins == N_BINS - 1).any():
+            middle = np.where(bins == N_BINS - 1, self._last_mean, middle)
         return np.asarray(np.where(bins == 0, 0.0, middle))
+
+    @cached_property
+    def _from_bin_up(self) -> NDArray[np.float64]:
+        """(C, used bins + 1): the sum of |a| that the middles of each bin and all above come to, but for the last."""
+        first, last = self._used
+        sums = self.count[:, first:last] * np.where(np.arange(first, last) == N_BINS - 1, 0, _MIDDLES[first:last])
+        return np.concatenate([np.cumsum(sums[:, ::-1], axis=1)[:, ::-1], np.zeros((len(sums), 1))], axis=1)
+
+    @property
+    def _inner_sum(self) -> NDArray[np.float64]:
+        """(C,): the sum of |a| that the middles of all bins but the last come to."""
+        return self._from_bin_up[:, 0]
+
+    @cached_property
+    def _last_mean(self) -> NDArray[np.float64]:
+        """(C,): the mean of what lies above the grid, as far as the exact sum leaves it."""
+        rest = (self.sum_abs - self._inner_sum) / np.maximum(self.count[:, -1], 1)
+        return np.asarray(np.maximum(rest, EDGES[-1]))
 
     def top_mean(self, quantile: float) -> NDArray[np.float64]:
         """Return (C,) means of the ceil((1 - quantile) n) largest |a|.
 
-        Whole octaves enter with their exact sums. In the octave where the count is reached, a bin counts with its
-        middle, scaled so that the octave's sum is met; the bin that is cut is taken as evenly filled.
+        A bin counts with its middle, scaled so that the channel's exact sum is met; the bin in which the count is
+        reached is taken as evenly filled. Where values lie above the grid, they take what the sum has beyond the
+        middles, and nothing is scaled.
         """
         wanted = int(np.ceil((1 - quantile) * self.n - 1e-9))
         channels = np.arange(len(self.count))
-        above = self.n - self._at_most  # values in bins above each
-        cut = np.argmax(above < wanted, axis=1)
-        octave = OCTAVE_OF_BIN[cut]
-        exact = self.octave_sum_abs[:, ::-1].cumsum(axis=1)[:, ::-1]
-        whole = np.where(octave + 1 < N_OCTAVES, exact[channels, np.minimum(octave + 1, N_OCTAVES - 1)], 0.0)
-        same_octave = OCTAVE_OF_BIN[None, :] == octave[:, None]
-        middles = self.count * _MIDDLES
-        estimated = np.where(same_octave, middles, 0).sum(axis=1)
-        scale = self.octave_sum_abs[channels, octave] / np.where(estimated > 0, estimated, 1)
-        higher = np.arange(N_BINS)[None, :] > cut[:, None]
-        in_octave = np.where(same_octave & higher, middles, 0).sum(axis=1)
-        rest = wanted - above[channels, cut]
+        at = self._first_above(self.n - wanted)  # the bin above which fewer lie
+        above = self.n - self._at_most[channels, at]
+        cut = self._used[0] + at
+        rest = wanted - above
         filled = rest / np.maximum(self.count[channels, cut], 1)
         upper_part = _HIGHS[cut] - filled / 2 * (_HIGHS[cut] - _LOWS[cut])
-        return np.asarray((whole + scale * (in_octave + rest * upper_part)) / wanted)
+        has_last = self.count[:, -1] > 0
+        scale = np.where(has_last, 1.0, self.sum_abs / np.where(self._inner_sum > 0, self._inner_sum, 1))
+        in_last = np.minimum(wanted, self.count[:, -1]) * self._last_mean
+        inner = np.where(cut == N_BINS - 1, 0.0, self._from_bin_up[channels, at + 1] + rest * upper_part)
+        found = (np.where(has_last, in_last, 0.0) + scale * inner) / wanted
+        only_first = (self._inner_sum == 0) & ~has_last
+        return np.asarray(np.where(only_first, self.sum_abs / self.n, found))
 
 
-# The first bin's values may all be zero, the last has no end: there the scale alone decides.
-_LOWS = np.concatenate([[EDGES[0]], EDGES[:-1], [EDGES[-1]]])
-_HIGHS = np.concatenate([[EDGES[0]], EDGES[1:], [EDGES[-1]]])
+# The first bin's values are nearly always zero, the last has no end.
+_LOWS = np.concatenate([[0], EDGES[:-1], [EDGES[-1]]])
+_HIGHS = np.concatenate([[0], EDGES[1:], [EDGES[-1]]])
 _MIDDLES = (_LOWS + _HIGHS) / 2

@@ -7,7 +7,7 @@ one but `classes/*` and `token_ids` has a first axis `layer`.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SCHEMA = "neuronrank.statistics/2"
+SCHEMA = "neuronrank.statistics/3"
 
 _SUMS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
 _MEANING = {"sum": "a", "sum_abs": "|a|", "sum_sq": "a^2", "max_abs": "|a|, the largest"}
@@ -57,7 +57,6 @@ ARRAYS: Mapping[str, Spec] = {
         ("channel", "bin"), "token", "values of |a| in each bin; neuronrank.sketch.EDGES has the edges"
     ),
     "sketch_negative_count": Spec(("channel", "bin"), "token", "the same, of negative a only"),
-    "sketch_octave_sum_abs": Spec(("channel", "octave"), "activation", "sum of |a| in each octave", kept_bits=8),
     "quantiles": Spec(
         ("quantile", "channel"),
         "activation",

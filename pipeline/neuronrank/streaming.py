@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from transformers.modeling_utils import LoadStateDictConfig
 from neuronrank import registry
 from neuronrank.checkpoint import Checkpoint
 from neuronrank.errors import MismatchError, UnknownName
+from neuronrank.hidden_states import HiddenStates
 from neuronrank.models import ModelLayout
 
 
@@ -41,8 +43,6 @@ class MicroBatch:
 
     rows: slice
     """Which documents."""
-    hidden: Tensor
-    """(B, T, hidden_size): what enters the next layer."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     """Per layer, the further arguments that the model gave it."""
 
@@ -130,12 +130,14 @@ class StreamedModel:
                     setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
 
     @torch.no_grad()
-    def start(self, token_ids: Tensor, documents_per_batch: int) -> list[MicroBatch]:
+    def start(self, token_ids: Tensor, documents_per_batch: int, entering: Tensor | None) -> list[MicroBatch]:
         """Run everything that comes before the first layer, and record what each layer will be given.
 
         Args:
             token_ids: (N, T), every document of the same length, without padding.
             documents_per_batch: how many documents run at once.
+            entering: (N, T, hidden_size), filled with the hidden states that enter the first layer; None when they are
+                not needed.
         """
         batches: list[MicroBatch] = []
         recorders = [_Recorder(layer) for layer in self.layers]
@@ -147,21 +149,28 @@ class StreamedModel:
                 calls = [recorder.call for recorder in recorders]
                 if batches:
                     calls = [_share(call, known) for call, known in zip(calls, batches[0].calls, strict=True)]
-                batches.append(MicroBatch(rows, recorders[0].hidden, calls))
+                batches.append(MicroBatch(rows, calls))
+                if entering is not None:
+                    entering[rows] = recorders[0].hidden.cpu()
         finally:
             self._set_layers(self.layers)
         return batches
+
+    def hidden_states(self, token_ids: Tensor, directory: Path | None) -> HiddenStates:
+        """Allocate the hidden states of token_ids, (N, T), or find those of an interrupted run in a directory."""
+        width = self.model.get_input_embeddings().weight.shape[1]
+        return HiddenStates((*token_ids.shape, width), self._dtype, directory)
 
     def _set_layers(self, layers: nn.ModuleList) -> None:
         parent, _, attribute = self.layout.layers.rpartition(".")
         setattr(self.model.get_submodule(parent), attribute, layers)
 
     @torch.no_grad()
-    def advance(self, layer: nn.Module, index: int, batch: MicroBatch) -> None:
-        """Run one micro-batch through a loaded layer; its hidden states become the layer's output."""
+    def advance(self, layer: nn.Module, index: int, batch: MicroBatch, hidden: HiddenStates) -> None:
+        """Run one micro-batch through a loaded layer."""
         arguments, keywords = batch.calls[index]
-        output = layer(batch.hidden, *arguments, **keywords)
-        batch.hidden = output[0] if isinstance(output, tuple) else output
+        output = layer(hidden.entering(index)[batch.rows].to(self.device), *arguments, **keywords)
+        hidden.leaving(index)[batch.rows] = (output[0] if isinstance(output, tuple) else output).cpu()
 
 
 class _Recorder(nn.Module):

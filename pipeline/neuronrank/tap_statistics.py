@@ -116,7 +116,7 @@ class TapStatistics:
             MismatchError: fewer documents were asked for than were counted.
         """
         count = self._read_whole("sketch_count")
-        return MagnitudeSketch(count, self._read("sketch_octave_sum_abs").astype(np.float64))
+        return MagnitudeSketch(count, self.total("sum_abs"))
 
     def n_below(self, edge: int) -> NDArray[np.int64]:
         """Return (C,) counts of tokens with a < -EDGES[edge].

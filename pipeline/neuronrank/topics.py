@@ -70,15 +70,17 @@ def find_topics(projected: Tensor, params: TopicParams, layer: int) -> Topics:
     k = params.micro_topics
     if len(points) < k:
         raise ParamsError(f"collect.topics.micro_topics {k}: there are {len(points)} calibration tokens. Lower it")
-    if not torch.isfinite(points).all():
+    if not torch.isfinite(points.sum()):  # one that is not makes the sum so
         raise NotFiniteError(f"layer {layer}: the residual stream that enters it is NaN or infinite")
     points = torch.nn.functional.normalize(points, dim=1)
     rng = np.random.default_rng([params.seed, layer])
     sample = points[torch.from_numpy(np.sort(rng.permutation(len(points))[: SAMPLE_PER_TOPIC * k])).to(points.device)]
     centroids = _start(sample[rng.permutation(len(sample))[: START_PER_TOPIC * k]], k, rng)
     for _ in range(params.iterations):
-        centroids = _means(sample, (sample @ centroids.T).argmax(dim=1), centroids)
-    best, labels = (points @ centroids.T).max(dim=1)
+        centroids = _means(sample, _closest(sample @ centroids.T), centroids)
+    cosines = points @ centroids.T
+    labels = _closest(cosines)
+    best = cosines.gather(1, labels[:, None])[:, 0]
     count = torch.bincount(labels, minlength=k).cpu().numpy().astype(np.int32)
     shape = projected.shape[:2]
     arrays = {
@@ -103,23 +105,25 @@ def _start(points: Tensor, k: int, rng: np.random.Generator) -> Tensor:
     return points[chosen]
 
 
+def _closest(cosines: Tensor) -> Tensor:
+    """Return the column of the largest value of each row; on the CPU numpy finds it in half the time."""
+    return torch.from_numpy(cosines.numpy().argmax(axis=1)) if cosines.device.type == "cpu" else cosines.argmax(dim=1)
+
+
 def _means(points: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
     """Return the directions of the clusters' means; an empty cluster keeps its centroid."""
-    member = torch.zeros(len(centroids), len(points), device=points.device)
-    member[labels, torch.arange(len(points), device=points.device)] = 1
-    sums = member @ points  # an indexed sum would take longer
+    sums = torch.zeros_like(centroids).index_add_(0, labels, points)
     lengths = sums.norm(dim=1, keepdim=True)
     return torch.where(lengths > 0, sums / lengths.clamp(min=1e-30), centroids)
 
 
 def _nearest(best: NDArray[Any], labels: NDArray[Any], k: int, n_tokens: int) -> NDArray[np.uint32]:
-    nearest = np.full((k, N_NEAREST, 2), NOWHERE, dtype=np.uint32)
-    order = np.lexsort((-best, labels))
+    order = np.argsort(4.0 * labels - best, kind="stable")  # by topic, the highest cosine first
     starts = np.searchsorted(labels[order], np.arange(k + 1))
-    for topic in range(k):
-        tokens = order[starts[topic] : min(starts[topic + 1], starts[topic] + N_NEAREST)]
-        nearest[topic, : len(tokens)] = np.stack(np.divmod(tokens, n_tokens), axis=1)
-    return nearest
+    places = starts[:-1, None] + np.arange(N_NEAREST)
+    tokens = order[np.minimum(places, len(order) - 1)]
+    held = (places < starts[1:, None])[..., None]
+    return np.where(held, np.stack(np.divmod(tokens, n_tokens), axis=-1), NOWHERE).astype(np.uint32)
 
 
 def merge_order(centroids: NDArray[np.float32]) -> NDArray[np.int32]:

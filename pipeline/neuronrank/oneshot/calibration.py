@@ -67,7 +67,7 @@ def scored_statistics(
         ArtifactError: `given` is no statistics artifact, or holds too little; the message says what.
         MismatchError: `given` does not fit; the message says why.
     """
-    nearby = [Path("artifacts/statistics"), *sorted(path.parent for path in cache.glob(f"*/{MANIFEST}"))]
+    nearby = [Path("artifacts/statistics"), *sorted(path.parent for path in cache.glob(f"[!.]*/{MANIFEST}"))]
     for directory in [given] if given else nearby:
         if not (given or directory.exists()):
             continue

@@ -11,6 +11,7 @@ import click
 from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.oneshot.flags import METHOD_FLAGS, in_flags
 from neuronrank.params import read_yaml
+from neuronrank.profiles import PROFILES
 
 
 def _method_options(function: Any) -> Any:
@@ -32,7 +33,7 @@ def _method_options(function: Any) -> Any:
 @click.option("--text", help="Files to calibrate on (a glob); Wikipedia articles when absent.")
 @click.option("--eval-text", help="Files to measure perplexity on; other Wikipedia articles when absent.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
-@click.option("--profile", type=click.Choice(["lean", "standard", "full"]), default="standard", show_default=True)
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="standard", show_default=True)
 @click.option("--pruning-last", type=click.IntRange(min=1), help="Prune only the MLPs of the last so many layers.")
 @click.option("--nr-include-attention", "include_attention", is_flag=True, help="Prune attention as well.")
 @click.option("--nr-skip-attention", "skip_attention", is_flag=True, help="Leave attention dense.")

@@ -3,16 +3,17 @@
 Classes are sorted by frequency, so that fewer classes are the first rows; one last row holds all other tokens.
 Deviations are from the class's own mean: a variance taken later from sums of a and a^2 of so few tokens, once those are
 rounded, is mostly rounding error. They merge: those of two classes add, and so do count * (mean - joint mean)^2.
-Accuracy: float64 sums of float32 values; kept as float32, `class_sum` rounded to 11 and `class_centred_sq` to 8 bits
-after the leading one (2.4e-4 and 2e-3 of each entry at most), so that they compress. Measured on the trained model,
-that moves Fisher ratios by up to 2e-3 and quadratic discriminants by up to 2e-2.
+Accuracy: on the CPU 32 tokens at a time as float32 differences from one of them, those in float64; float64 elsewhere.
+Kept as float32, `class_sum` rounded to 11 and `class_centred_sq` to 8 bits after the leading one (2.4e-4 and 2e-3 of
+each entry at most), so that they compress. Measured on the trained model, that moves Fisher ratios by up to 2e-3 and
+quadratic discriminants by up to 2e-2.
 """
 
 import torch
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.statistics import Context
+from neuronrank.statistics import Context, Tapped
 
 
 def token_classes(token_ids: Tensor, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,25 +41,21 @@ class Accumulator:
     def __init__(self, context: Context) -> None:
         self._class_of_token, self._n_rows = context.class_of_token, context.n_classes + 1
         self._taps = context.profile.classed if context.n_classes else frozenset[str]()
-        self._sums: dict[str, tuple[Tensor, ...]] = {}
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def update(self, rows: slice, tap: str, values: Tensor) -> None:
-        """Add whole documents.
-
-        Args:
-            rows: which documents.
-            tap: which tap; one that the profile does not class is ignored.
-            values: (B, T, C) float32; read only.
-        """
+    def open(self, tap: str, values: Tensor) -> bool:
+        """Make room for a tap, of which `values` is the first; say whether it is classed."""
         if tap not in self._taps:
-            return
-        flat = values.reshape(-1, values.shape[-1])
-        if tap not in self._sums:
-            shape = (self._n_rows, flat.shape[1])
-            self._sums[tap] = tuple(torch.zeros(shape, dtype=torch.float64, device=flat.device) for _ in range(2))
-        classes = self._class_of_token[rows].reshape(-1).to(flat.device)
-        add = _add_compiled if flat.device.type == "cpu" else add_plain
-        add(flat, classes, *self._sums[tap])
+            return False
+        shape = (self._n_rows, values.shape[-1])
+        sums, sums_sq = (torch.zeros(shape, dtype=torch.float64, device=values.device) for _ in range(2))
+        self._sums[tap] = sums, sums_sq
+        return True
+
+    def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
+        """Add some channels of whole documents."""
+        add = add_compiled if tapped.on_cpu else add_plain
+        add(tapped, channels, self._class_of_token[tapped.rows].reshape(-1), *self._sums[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """Return (tap, `class_sum` or `class_centred_sq`) -> (M + 1, C) float32 on the CPU."""
@@ -71,11 +68,15 @@ class Accumulator:
         return found
 
 
-def _add_compiled(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
-    kernels.add_moments(*(array.numpy() for array in (x.contiguous(), group, sums, sums_sq)))
+def add_compiled(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
+    """Add a and a^2 of some channels to the float64 sums (G, C) of each token's group; see `kernels.add_moments`."""
+    bits = tapped.bits.reshape(-1, tapped.bits.shape[-1])
+    kernels.add_moments(bits, tapped.shift, channels, kernels.grouped(group), sums.numpy(), sums_sq.numpy())
 
 
-def add_plain(x: Tensor, group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
-    """Add x, (tokens, C), and its squares to the float64 sums (G, C) of each token's group."""
-    sums.index_add_(0, group, x.double())
-    sums_sq.index_add_(0, group, x.double().square())
+def add_plain(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
+    """As `add_compiled`, in plain PyTorch, of all channels."""
+    del channels
+    x = tapped.values.flatten(0, 1).double()
+    sums.index_add_(0, group.to(x.device), x)
+    sums_sq.index_add_(0, group.to(x.device), x.square())

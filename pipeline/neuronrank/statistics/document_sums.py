@@ -1,60 +1,90 @@
-"""S1: sums over the tokens of each document, per channel.
+"""S1: sums over the tokens of each document, per channel; and exact counts of a > 0 and |a| > 1e-6.
 
 Sum of squares feeds Wanda's norms, sum of absolute values the term frequency and document frequency, plain sum the
 variance over documents. Means are never stored: sums add across documents, workers and runs.
-Accuracy: float64 within a document on the CPU, float32 by pairwise summation elsewhere (relative error about 1e-7
-times the logarithm of T); kept as float32, relative to the sum of magnitudes 6e-8, and by profiles that round with 16
-bits after the leading one, 7.7e-6, so that they compress. Readers add documents in float64. The float32 forward itself
-was measured to be up to 1.6e-5 (squares: 1.0e-4) away from a float64 one, in the last layer of the trained model.
+Accuracy: 32 tokens at a time in float32, those in float64, on the CPU; float32 by pairwise summation elsewhere
+(relative error about 1e-7 times the logarithm of T). Kept as float32, relative to the sum of magnitudes 6e-8, and by
+profiles that round with 16 bits after the leading one, 7.7e-6, so that they compress. Readers add documents in float64.
+The float32 forward itself was measured to be up to 1.6e-5 (squares: 1.0e-4) away from a float64 one, in the last layer
+of the trained model.
 """
 
 import torch
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.statistics import Context
+from neuronrank.statistics import Context, Tapped
+
+SUMS = ("sum", "sum_abs", "sum_sq", "max_abs")
 
 
 class Accumulator:
-    """The sums of one layer."""
+    """The sums and counts of one layer."""
 
     def __init__(self, context: Context) -> None:
-        self._n_documents, self._kept = context.n_documents, context.profile.totals
-        self._sums: dict[tuple[str, str], Tensor] = {}
+        self._n_documents, self._profile = context.n_documents, context.profile
+        self._sums: dict[str, Tensor] = {}
+        self._lowest: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor] = {}
 
-    def update(self, rows: slice, tap: str, values: Tensor) -> None:
-        """Add whole documents.
+    def open(self, tap: str, values: Tensor) -> bool:
+        """Make room for a tap, of which `values` is the first; say whether anything is kept of it."""
+        if tap not in self._profile.totals:
+            return False
+        n_channels, device = values.shape[-1], values.device
+        self._sums[tap] = torch.full((len(SUMS), self._n_documents, n_channels), torch.nan, device=device)
+        self._lowest[tap] = torch.full((n_channels,), torch.inf, device=device)
+        self._counts[tap] = torch.zeros(2, n_channels, dtype=torch.int32, device=device)
+        return True
 
-        Args:
-            rows: which documents.
-            tap: which tap; one that the profile does not name is ignored.
-            values: (B, T, C) float32; read only.
-        """
-        kept = self._kept.get(tap, ())
-        found = _reduce_compiled(values) if values.device.type == "cpu" else reduce_plain(values)
-        for statistic in kept:
-            target = self._sums.get((tap, statistic))
-            if target is None:
-                target = torch.full((self._n_documents, values.shape[-1]), torch.nan, device=values.device)
-                self._sums[tap, statistic] = target
-            target[rows] = found[statistic].float()
+    def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
+        """Add some channels of whole documents."""
+        add = add_compiled if tapped.on_cpu else add_plain
+        add(tapped, channels, self._wanted(tap), self._sums[tap], (self._lowest[tap], self._counts[tap]))
+
+    def _wanted(self, tap: str) -> tuple[bool, ...]:
+        kept = self._profile.totals[tap]
+        return (*(name in kept for name in SUMS), tap in self._profile.sketched, tap in self._profile.counted)
 
     def result(self) -> dict[tuple[str, str], Tensor]:
-        """Return (tap, statistic) -> (N, C) float32 on the CPU; a document that was never added is NaN."""
-        return {key: value.cpu() for key, value in self._sums.items()}
+        """Return (tap, array) -> (N, C) float32 sums, (C,) int32 counts and float32 lowest values, on the CPU.
+
+        The sums of a document that was never added are NaN.
+        """
+        found = {}
+        for tap, sums in self._sums.items():
+            *kept, has_lowest, is_counted = self._wanted(tap)
+            for position, name in enumerate(SUMS):
+                if kept[position]:
+                    found[tap, name] = sums[position].cpu()
+            if has_lowest:
+                found[tap, "total_min"] = self._lowest[tap].cpu()
+            if is_counted:
+                found[tap, "n_positive"], found[tap, "n_above_floor"] = self._counts[tap].cpu()
+        return found
 
 
-def _reduce_compiled(x: Tensor) -> dict[str, Tensor]:
-    sums = torch.zeros(4, x.shape[0], x.shape[2], dtype=torch.float64)
-    kernels.document_sums(x.contiguous().numpy(), *sums.numpy())
-    return dict(zip(("sum", "sum_abs", "sum_sq", "max_abs"), sums, strict=True))
+Across = tuple[Tensor, Tensor]
+"""(C,) lowest value so far, and (2, C) counts of a > 0 and |a| > 1e-6."""
 
 
-def reduce_plain(x: Tensor) -> dict[str, Tensor]:
-    """Reduce (B, T, C) over its tokens to four (B, C) tensors."""
-    return {
-        "sum": x.sum(dim=1),
-        "sum_abs": x.abs().sum(dim=1),
-        "sum_sq": x.square().sum(dim=1),
-        "max_abs": x.abs().amax(dim=1),
-    }
+def add_compiled(
+    tapped: Tapped, channels: tuple[int, int], wanted: tuple[bool, ...], sums: Tensor, across: Across
+) -> None:
+    """Write the sums of some documents, (4, N, C), and add to what goes across; see `kernels.reduce_documents`."""
+    lowest, counts = across
+    kernels.reduce_documents(
+        tapped.bits, tapped.shift, channels, wanted, sums[:, tapped.rows].numpy(), (lowest.numpy(), counts.numpy())
+    )
+
+
+def add_plain(
+    tapped: Tapped, channels: tuple[int, int], wanted: tuple[bool, ...], sums: Tensor, across: Across
+) -> None:
+    """As `add_compiled`, in plain PyTorch, of all channels."""
+    del channels, wanted
+    x = tapped.values.float()  # before squaring: half precision overflows at 65504
+    lowest, counts = across
+    sums[:, tapped.rows] = torch.stack([x.sum(dim=1), x.abs().sum(dim=1), x.square().sum(dim=1), x.abs().amax(dim=1)])
+    torch.minimum(lowest, x.amin(dim=(0, 1)), out=lowest)
+    counts += torch.stack([(x > 0).sum(dim=(0, 1)), (x.abs() > float(kernels.FLOOR)).sum(dim=(0, 1))]).int()

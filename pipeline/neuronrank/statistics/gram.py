@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronrank.profiles import INPUTS
-from neuronrank.statistics import Context
+from neuronrank.statistics import Context, Tapped
 
 
 class Accumulator:
@@ -18,21 +18,18 @@ class Accumulator:
         self._taps = frozenset(INPUTS) if context.gram else frozenset[str]()
         self._found: dict[tuple[str, str], Tensor] = {}
 
-    def update(self, rows: slice, tap: str, values: Tensor) -> None:
-        """Add whole documents.
-
-        Args:
-            rows: which documents; not needed here.
-            tap: which tap; one that is no module's input is ignored.
-            values: (B, T, C) float32; read only.
-        """
-        del rows
+    def open(self, tap: str, values: Tensor) -> bool:
+        """Make room for a tap, of which `values` is the first; say whether its matrix is wanted."""
         if tap not in self._taps:
-            return
-        x = values.reshape(-1, values.shape[-1])
-        product = torch.mm(x.T, x).double()
-        known = self._found.get((tap, "gram"))
-        self._found[tap, "gram"] = product if known is None else known.add_(product)
+            return False
+        shape = (values.shape[-1], values.shape[-1])
+        self._found[tap, "gram"] = torch.zeros(shape, dtype=torch.float64, device=values.device)
+        return True
+
+    def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
+        """Add the rows of some channels, of whole documents."""
+        x, strip = tapped.values.flatten(0, 1).float(), slice(*channels)
+        self._found[tap, "gram"][strip] += torch.mm(x[:, strip].T, x).double()
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """Return (tap, "gram") -> (C, C) float32 on the CPU."""

@@ -1,106 +1,88 @@
-"""S2: how |a| is distributed in each channel, as `sketch.py` reads it; and exact counts of a > 0 and |a| > 1e-6.
+"""S2: how |a| is distributed in each channel, as `sketch.py` reads it.
 
-Accuracy: counts are exact (int32), sums of octaves float64 over float32 values, kept as float32
-rounded to 8 bits after the leading one (0.2 %).
+Accuracy: counts are exact (int32).
 """
+
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.sketch import EDGES, N_BINS, N_OCTAVES, OCTAVE_OF_BIN
-from neuronrank.statistics import Context
-
-FLOOR = 1e-6
-"""Magnitudes up to this count as zero in `n_above_floor`."""
+from neuronrank.sketch import EDGES, N_BINS
+from neuronrank.statistics import Context, Tapped
 
 
-def _bin_of_code() -> Tensor:
-    """Map the top 15 bits of a positive float32, its bfloat16 truncation, to a bin.
+@cache
+def bin_of_code(signed: bool) -> NDArray[np.uint16]:
+    """Map the top 16 bits of a float32, the bits of |a| less one, to a bin, (65536,).
 
-    Of the bits one is subtracted first, so that a value on the grid belongs to the cell below it: bins are (low, high].
+    With signs the bins of negative ones are N_BINS higher. Less one, so that a value on the grid belongs to the cell
+    below it: bins are (low, high].
     """
-    codes = torch.arange(1 << 15, dtype=torch.int32)
-    lowest = (codes << 16).view(torch.float32).double().numpy()
-    bins = np.searchsorted(EDGES, lowest, side="right")
-    return torch.from_numpy(np.minimum(bins, N_BINS - 1).astype(np.int16))
+    with np.errstate(invalid="ignore"):  # the highest are NaN, which no sound tensor holds
+        lowest = (np.arange(1 << 15, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    bins = np.minimum(np.searchsorted(EDGES, lowest, side="right"), N_BINS - 1)
+    return np.concatenate([bins, bins + N_BINS if signed else bins]).astype(np.uint16)
+
+
+@cache
+def bin_of_bfloat16(signed: bool) -> NDArray[np.uint16]:
+    """Map the bits of a bfloat16 to a bin, as `bin_of_code` does those of a float32."""
+    codes = np.arange(1 << 16)
+    magnitude = codes & 0x7FFF
+    return np.asarray(bin_of_code(signed)[(codes & 0x8000) | np.maximum(magnitude - 1, 0)])
 
 
 class Accumulator:
-    """The sketches and counts of one layer."""
+    """The sketches of one layer."""
 
     def __init__(self, context: Context) -> None:
         self._sketched, self._signed = context.profile.sketched, context.profile.signed
-        self._counted = context.profile.taps
-        self._bin_of_code, self._octave_of_bin = _bin_of_code(), torch.from_numpy(OCTAVE_OF_BIN.astype(np.int16))
-        self._plain: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor] = {}
-        self._octaves: dict[str, Tensor] = {}
-        self._lowest: dict[str, Tensor] = {}
 
-    def update(self, rows: slice, tap: str, values: Tensor) -> None:
-        """Add whole documents.
-
-        Args:
-            rows: which documents; not needed here.
-            tap: which tap; one that the profile does not count is ignored.
-            values: (B, T, C) float32; read only.
-        """
-        del rows
-        flat = values.reshape(-1, values.shape[-1])
-        if tap in self._counted:
-            self._count(tap, flat)
+    def open(self, tap: str, values: Tensor) -> bool:
+        """Make room for a tap, of which `values` is the first; say whether it is sketched."""
         if tap not in self._sketched:
-            return
-        if tap not in self._counts:
-            n_signs, n_channels, device = 1 + (tap in self._signed), flat.shape[1], flat.device
-            self._counts[tap] = torch.zeros(n_signs, n_channels, N_BINS, dtype=torch.int32, device=device)
-            self._octaves[tap] = torch.zeros(n_channels, N_OCTAVES, dtype=torch.float64, device=device)
-            self._bin_of_code, self._octave_of_bin = self._bin_of_code.to(device), self._octave_of_bin.to(device)
-        lowest = flat.amin(dim=0)
-        self._lowest[tap] = torch.minimum(self._lowest[tap], lowest) if tap in self._lowest else lowest
-        add = _add_compiled if flat.device.type == "cpu" else add_plain
-        add(flat, self._bin_of_code, self._octave_of_bin, self._counts[tap], self._octaves[tap])
+            return False
+        shape = (values.shape[-1], (1 + (tap in self._signed)) * N_BINS)
+        self._counts[tap] = torch.zeros(shape, dtype=torch.int32, device=values.device)
+        return True
 
-    def _count(self, tap: str, x: Tensor) -> None:
-        if tap not in self._plain:
-            self._plain[tap] = torch.zeros(2, x.shape[1], dtype=torch.int32, device=x.device)
-        positive, above = self._plain[tap]
-        if x.device.type == "cpu":
-            kernels.add_counts(x.contiguous().numpy(), FLOOR, positive.numpy(), above.numpy())
-        else:
-            positive += (x > 0).sum(dim=0)
-            above += (x.abs() > FLOOR).sum(dim=0)
+    def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
+        """Add some channels of whole documents."""
+        (add_compiled if tapped.on_cpu else add_plain)(tapped, channels, self._counts[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
-        """Return (tap, array) -> (C,), (C, N_BINS) or (C, N_OCTAVES): int32 counts, float32 sums, on the CPU."""
+        """Return (tap, array) -> (C, N_BINS) int32 counts on the CPU."""
         found = {}
-        for tap, counts in self._plain.items():
-            found[tap, "n_positive"], found[tap, "n_above_floor"] = counts.cpu()
         for tap, count in self._counts.items():
-            found[tap, "sketch_count"] = count.sum(dim=0, dtype=torch.int32).cpu()
-            found[tap, "sketch_octave_sum_abs"] = self._octaves[tap].float().cpu()
-            found[tap, "total_min"] = self._lowest[tap].cpu()
+            by_sign = count.view(len(count), -1, N_BINS).cpu()
+            found[tap, "sketch_count"] = by_sign.sum(dim=1, dtype=torch.int32) if tap in self._signed else by_sign[:, 0]
             if tap in self._signed:
-                found[tap, "sketch_negative_count"] = count[1].cpu()
+                found[tap, "sketch_negative_count"] = by_sign[:, 1].contiguous()
         return found
 
 
-def _add_compiled(x: Tensor, bin_of_code: Tensor, octave_of_bin: Tensor, count: Tensor, octave_sum_abs: Tensor) -> None:
-    arrays = (x.contiguous(), bin_of_code, octave_of_bin, count, octave_sum_abs)
-    kernels.add_sketch(*(array.numpy() for array in arrays))
+def add_compiled(tapped: Tapped, channels: tuple[int, int], count: Tensor) -> None:
+    """Add the bins of some channels to the counts (C, N_BINS), or (C, 2 N_BINS) with those of negative a apart."""
+    signed = count.shape[1] > N_BINS
+    bits = tapped.bits.reshape(-1, tapped.bits.shape[-1])
+    if bits.dtype == np.uint16:
+        code, table = bits, bin_of_bfloat16(signed)
+    else:
+        code, table = kernels.truncated(bits, channels), bin_of_code(signed)
+    kernels.add_counts(code, channels, table, count.numpy())
 
 
-def add_plain(x: Tensor, bin_of_code: Tensor, octave_of_bin: Tensor, count: Tensor, octave_sum_abs: Tensor) -> None:
-    """Add to the counts (S, C, N_BINS) and octave sums (C, N_OCTAVES) of |x|, x being (tokens, C)."""
-    n_signs, n_channels, _ = count.shape
-    magnitude = x.abs()
-    codes = (magnitude.view(torch.int32) - 1).clamp_(min=0) >> 16
-    bins = bin_of_code[codes].int()
-    channels = torch.arange(n_channels, dtype=torch.int32, device=x.device)
-    signs = (x.view(torch.int32) >> 31) & (n_signs - 1)
-    cells = (signs * n_channels + channels) * N_BINS + bins
+def add_plain(tapped: Tapped, channels: tuple[int, int], count: Tensor) -> None:
+    """As `add_compiled`, in plain PyTorch, of all channels."""
+    del channels
+    bits = tapped.values.float().view(torch.int32).flatten(0, 1)
+    magnitude = bits & 0x7FFFFFFF
+    code = (((magnitude - 1).clamp_(min=0) >> 16) | ((bits >> 16) & 0x8000)).long()
+    bins = torch.from_numpy(bin_of_code(count.shape[1] > N_BINS).astype(np.int64)).to(bits.device)[code]
+    cells = torch.arange(len(count), device=bits.device) * count.shape[1] + bins
     count += torch.bincount(cells.reshape(-1), minlength=count.numel()).view_as(count)
-    octaves = channels * N_OCTAVES + octave_of_bin[bins]
-    octave_sum_abs.view(-1).index_add_(0, octaves.reshape(-1), magnitude.reshape(-1).double())

@@ -1,0 +1,1 @@
+"""What the stages cost beside the bare work they ride on; `make bench` runs all of it."""

@@ -1,0 +1,110 @@
+"""Time every item in a process of its own, by turns, and print medians, ratios and peak memory.
+
+Example: python -m benchmarks --results docs/speed.json --document docs/SPEED.md
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+
+RATIOS = {
+    "collect_wanda": ("forward", "calibration for Wanda alone"),
+    "collect_default": ("forward", "calibration with all default statistics"),
+    "prune": ("copy_weights", "one mask"),
+    "evaluate": ("bare_evaluation", "evaluation of one text"),
+    "llm_compressor_wanda": ("forward", "llm-compressor, one-shot Wanda"),
+}
+"""Item -> what its seconds are divided by, and what it is."""
+
+
+@click.group()
+def main() -> None:
+    """Time what the stages cost."""
+
+
+@main.command()
+@click.argument("name")
+@click.option("--windows", type=int, required=True)
+def item(name: str, windows: int) -> None:
+    """Time one item, and print seconds and peak memory as JSON."""
+    import resource
+
+    from benchmarks.items import ITEMS
+
+    work = ITEMS[name](windows)
+    begin = time.perf_counter()
+    found = work()
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    click.echo(json.dumps({"seconds": seconds, "peak_gib": peak, **(found if isinstance(found, dict) else {})}))
+
+
+@main.command()
+@click.option("--windows", type=int, default=32, show_default=True, help="Calibration windows.")
+@click.option("--repeats", type=int, default=3, show_default=True)
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
+@click.option("--document", type=click.Path(exists=True, path_type=Path), help="Its marked table is replaced.")
+def run(windows: int, repeats: int, results: Path, document: Path | None) -> None:
+    """Time every item by turns."""
+    import torch
+
+    from benchmarks.items import ITEMS
+    from neuronrank.files import write_json
+    from neuronrank.method_table import replace_table
+
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ITEMS}
+    for turn in range(repeats):
+        for name in ITEMS:
+            command = [sys.executable, "-m", "benchmarks", "item", name, "--windows", str(windows)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise click.ClickException(f"{name} failed:\n{done.stderr[-2000:]}")
+            measured[name].append(json.loads(done.stdout.splitlines()[-1]))
+            click.echo(f"{turn + 1}/{repeats} {name}: {measured[name][-1]['seconds']:.3f} s", err=True)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+    found = {"windows": windows, "repeats": repeats, "device": device, "threads": torch.get_num_threads()}
+    write_json(results, {**found, "items": measured})
+    rendered = render({**found, "items": measured})
+    if document:
+        replace_table(document, rendered)
+    click.echo(rendered)
+
+
+def render(found: dict[str, Any]) -> str:
+    """Return the measurements as Markdown."""
+    items = found["items"]
+    lines = [
+        "| | median s | least, most | ratio | peak GiB | artifact MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, runs in items.items():
+        seconds = [run["seconds"] for run in runs]
+        base, about = RATIOS.get(name, (None, name.replace("_", " ")))
+        # ratios within a turn: what slows the machine slows both
+        ratio = (
+            ""
+            if base is None
+            else (f"{median(s / b['seconds'] for s, b in zip(seconds, items[base], strict=True)):.2f} x {base}")
+        )
+        size = f"{runs[0]['artifact_mib']:.0f}" if "artifact_mib" in runs[0] else ""
+        lines.append(
+            f"| {about} | {median(seconds):.2f} | {min(seconds):.2f}, {max(seconds):.2f} | {ratio} | "
+            f"{max(run['peak_gib'] for run in runs):.2f} | {size} |"
+        )
+    lines += [
+        "",
+        f"{found['windows']} windows of 512 tokens, {found['repeats']} turns, {found['device']}, {found['threads']} "
+        f"threads.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
