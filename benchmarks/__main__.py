@@ -47,6 +47,15 @@ def item(name: str, windows: int) -> None:
 
 
 @main.command()
+@click.option("--directory", type=click.Path(path_type=Path), required=True, help="Where 7 GB may be written.")
+def large(directory: Path) -> None:
+    """Collect from and prune a random bfloat16 model of 3.2 billion weights, and print the peak memory."""
+    from benchmarks.large_model import measure
+
+    click.echo(json.dumps(measure(directory, Path("artifacts/model"), Path("params.yaml")), indent=2))
+
+
+@main.command()
 @click.option("--windows", type=int, default=32, show_default=True, help="Calibration windows.")
 @click.option("--repeats", type=int, default=3, show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file to write.")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.comparison import perplexity, perplexity_ratio
-from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
+from neuronrank.evaluation import EvalParams, load_model, window_losses
 from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
@@ -46,9 +46,7 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
     texts = read_evaluation_windows(tokens, opened.tokenizer_sha256)
     tasks = load_tasks(options.zero_shot)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(opened, getattr(torch, options.dtype), device)
-    if masks is not None:
-        apply_masks_(network, masks)
+    network = load_model(opened, getattr(torch, options.dtype), device, masks)
     measured = {}
     for text, windows in texts.items():
         with progress_bar(len(windows.token_ids), f"windows of {text}") as advance:

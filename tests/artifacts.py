@@ -20,6 +20,9 @@ def module(name: str, part: str, shape: tuple[int, int], input_tap: str, neuron_
         "input_tap": input_tap,
         "neuron_tap": neuron_tap,
         "neuron_axis": axis,
+        "weight": f"{name}.weight",
+        "rows": None,
+        "transposed": False,
     }
 
 
@@ -31,13 +34,14 @@ def statistics(
     n_documents = len(next(iter(arrays.values())))
     writer = StatisticsWriter(directory, 1, profile)
     vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in (weights or {}).items()}
-    writer.write_layer(0, arrays, vectors, modules)
+    writer.write_layer(0, arrays, vectors)
     writer.finish(
         {
             "model": {"fingerprint": "f" * 64},
             "calibration": {"n_windows": n_documents, "window_tokens": WINDOW_TOKENS, "sha256": "c" * 64},
             "collect": {"dtype": "float32", "propagation": "dense"},
             "n_layers": 1,
+            "modules": modules,
             "lm_head": {"module": "lm_head", "embeddings": "model.embed_tokens"},
         }
     )

@@ -10,10 +10,11 @@ from transformers import LlamaForCausalLM
 
 from neuronrank.checkpoint import MODEL_FILE, ModelArtifact, describe_model, open_model
 from neuronrank.files import write_json
-from neuronrank.mask_store import MaskFile, pack, write_masks
+from neuronrank.mask_store import MaskFile
+from neuronrank.masking import make_masks
 from neuronrank.models.llama import LAYOUT
 from neuronrank.patterns import read_pattern
-from neuronrank.pruning import iter_masks, pruned_head
+from neuronrank.pruning import iter_masks
 from tests.conftest import tiny_config
 
 PLAIN = {"default_group": "module", "elements": True, "weight_exp": 1.0, "weight_multi": 1.0, "params": {}}
@@ -44,6 +45,9 @@ def header_of(model: ModelArtifact, parts: dict[str, dict] | None = None) -> dic
             "shape": model.tensors[f"{LAYOUT.layers}.{layer}.{role.path}.weight"]["shape"],
             "neuron_tap": role.neuron_tap,
             "neuron_axis": role.neuron_axis,
+            "weight": f"{LAYOUT.layers}.{layer}.{role.path}.weight",
+            "rows": None,
+            "transposed": False,
         }
         for layer in range(config["num_hidden_layers"])
         for role in LAYOUT.linears
@@ -53,7 +57,12 @@ def header_of(model: ModelArtifact, parts: dict[str, dict] | None = None) -> dic
         "recipe": "mine",
         "parts": {"attention": magnitude, "mlp": magnitude} if parts is None else parts,
         "modules": modules,
-        "lm_head": {"module": "lm_head", "embeddings": "model.embed_tokens"},
+        "lm_head": {
+            "module": "lm_head",
+            "weight": "lm_head.weight" if "lm_head.weight" in model.tensors else None,
+            "embeddings": "model.embed_tokens.weight",
+            "tied": config["tie_word_embeddings"],
+        },
         "n_layers": config["num_hidden_layers"],
         "model": {"fingerprint": model.fingerprint},
         "calibration": {},
@@ -74,16 +83,7 @@ class Pruner:
 
     def file(self, path: Path, **pattern) -> MaskFile:
         """Write a mask file as the stage does."""
-        masks = self.masks(**pattern)
-        head = pruned_head(self.model, self.header, read_pattern(pattern, "patterns.test"))
-        header = {
-            **{name: self.header[name] for name in ("recipe", "parts", "model", "calibration", "collect")},
-            "pattern": {"name": "test", **pattern},
-            "modules": [mask.describe() for mask in masks],
-            "sparsity": {"selected": 0.0, "linears": 0.0, "model": 0.0},
-            "untied": {} if head is None else head.untied,
-        }
-        write_masks(path, {mask.weight: pack(mask.keep) for mask in masks}, header)
+        make_masks(self.model, self.factors, self.header, read_pattern(pattern, "patterns.test"), "test", path)
         return MaskFile(path)
 
     def weight(self, name: str) -> np.ndarray:

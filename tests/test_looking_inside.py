@@ -215,8 +215,8 @@ def micro_topics(directory) -> Statistics:
         ("topics", "nearest"): nearest,
     }
     writer = StatisticsWriter(directory, 1, "standard")
-    writer.write_layer(0, arrays, {}, [])
-    empty = {"model": {}, "collect": {}, "lm_head": {}, "n_layers": 1}
+    writer.write_layer(0, arrays, {})
+    empty = {"model": {}, "collect": {}, "lm_head": {}, "n_layers": 1, "modules": []}
     writer.finish({**empty, "calibration": {"n_windows": 2, "window_tokens": 10}})
     return Statistics(directory / "artifact")
 

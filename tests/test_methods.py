@@ -126,7 +126,7 @@ def bits(statistics, model, part, pattern) -> np.ndarray:
     chosen = recipe(part)
     factors, header = compute_factors(statistics, chosen), score_header(statistics.manifest, "test", chosen)
     masks = iter_masks(model, factors, header, read_pattern(pattern, "patterns.test"))
-    return np.concatenate([mask.keep.ravel() for mask in masks if mask.part == "mlp"])
+    return np.concatenate([mask.keep.ravel() for mask in masks if mask.entry["part"] == "mlp"])
 
 
 PAIRS = [

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM
 from neuronrank.cli import main
 from neuronrank.element_scores import neuron_scores, weight_scores
 from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
-from neuronrank.evaluation import apply_masks_
+from neuronrank.evaluation import load_model
 from neuronrank.masks import unstructured
 from neuronrank.output_head import find_output_head
 from neuronrank.patterns import read_pattern
 from neuronrank.pruning import modules_with_idle_factor, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, require_share, summary_lines
-from neuronrank.score_store import read_scores, write_scores
 from tests import naive
 from tests.project import tiny_params
 from tests.pruned import PLAIN, Pruner, header_of, make_model
@@ -113,7 +112,7 @@ def test_neuron_scores_are_refused_by_name():
 
 def naive_pool(masks, scores: dict[str, np.ndarray], sparsity: float) -> None:
     """Assert that masks are the head of one stable sort over all modules, in this order."""
-    flat = np.concatenate([scores[mask.name].reshape(-1) for mask in masks])
+    flat = np.concatenate([scores[mask.entry["name"]].reshape(-1) for mask in masks])
     removed = np.zeros(flat.size, dtype=bool)
     removed[np.argsort(flat, kind="stable")[: int(sparsity * flat.size + 1e-9)]] = True
     found = np.concatenate([~mask.keep.reshape(-1) for mask in masks])
@@ -128,16 +127,16 @@ def test_a_global_pool_is_one_stable_sort_over_the_model(tied):
     scores = {name: score * dead.get(f"{name}.row", np.ones(1))[:, None] for name, score in scores.items()}
     for sparsity in (0.03, 0.5):  # 0.03: the threshold lies within the zeros
         masks = pruner.masks(rule="unstructured", sparsity=sparsity, group="global")
-        assert [mask.name for mask in masks] == [module["name"] for module in tied.header["modules"]]
+        assert [mask.entry["name"] for mask in masks] == [module["name"] for module in tied.header["modules"]]
         naive_pool(masks, scores, sparsity)
 
 
 def test_a_layer_pool_is_one_stable_sort_over_the_layer(tied):
     masks = tied.masks(**HALF, group="layer")
     for layer in (0, 1):
-        mine = [mask for mask in masks if mask.layer == layer]
+        mine = [mask for mask in masks if mask.entry["layer"] == layer]
         assert len(mine) == 7
-        naive_pool(mine, {mask.name: tied.weight(mask.name) for mask in mine}, 0.5)
+        naive_pool(mine, {mask.entry["name"]: tied.weight(mask.entry["name"]) for mask in mine}, 0.5)
 
 
 def different(**changes):
@@ -158,8 +157,8 @@ def test_scores_that_cannot_be_compared_are_pools_of_their_own(tied, parts, spar
     masks = pruner.masks(rule="unstructured", sparsity=sparsity, group="global")
     for part in ("attention", "mlp"):
         share = sparsity if isinstance(sparsity, float) else sparsity[part]
-        mine = [mask for mask in masks if mask.part == part]
-        naive_pool(mine, {mask.name: tied.weight(mask.name) for mask in mine}, share)
+        mine = [mask for mask in masks if mask.entry["part"] == part]
+        naive_pool(mine, {mask.entry["name"]: tied.weight(mask.entry["name"]) for mask in mine}, share)
 
 
 def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
@@ -183,7 +182,7 @@ def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
 
 def test_structured_masks_are_rows_and_columns_of_the_same_neurons(tied):
     pruner = with_neurons(tied)
-    masks = {mask.name: mask for mask in pruner.masks(**NEURONS)}
+    masks = {mask.entry["name"]: mask for mask in pruner.masks(**NEURONS)}
     assert len(masks) == 6
     for layer in (0, 1):
         gone = sorted(range(40), key=pruner.factors[f"neurons.{layer}"].__getitem__)[:18]
@@ -211,6 +210,10 @@ def base_of(pruner: Pruner):
     return AutoModelForCausalLM.from_pretrained(pruner.model.weights_directory, dtype=torch.float32).eval()
 
 
+def masked(pruner: Pruner, mask):
+    return load_model(pruner.model, torch.float32, torch.device("cpu"), mask)
+
+
 def export(pruner: Pruner, mask, out, *options):
     command = ["export", "--model", str(pruner.model.directory), "--mask", str(mask.path), "--out", str(out)]
     return CliRunner().invoke(main, [*command, *options])
@@ -223,8 +226,7 @@ def test_a_compact_export_computes_what_the_zeroed_model_does(which, request, tm
     done = export(pruner, mask, tmp_path / "small", "--compact")
     assert done.exit_code == 0, done.output
     assert "22 of 40 neurons left in every layer" in done.output
-    zeroed = base_of(pruner)
-    apply_masks_(zeroed, mask)
+    zeroed = masked(pruner, mask)
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
     assert small.config.intermediate_size == 22
     assert small.model.layers[1].mlp.down_proj.weight.shape == (24, 22)
@@ -264,8 +266,9 @@ def test_an_own_head_is_pruned_by_magnitude_whatever_the_recipe(own_head):
     factors = {"lm_head.column": np.arange(1, 25, dtype=np.float32)}  # must not be used
     pruner = Pruner(own_head.model, factors, {**own_head.header, "parts": parts})
     *others, head = pruner.masks(**HALF, lm_head=True)
-    assert {mask.part for mask in others} == {"mlp"}
-    assert (head.name, head.weight, head.part, head.layer) == ("lm_head", "lm_head.weight", "lm_head", None)
+    assert {mask.entry["part"] for mask in others} == {"mlp"}
+    described = [head.entry[key] for key in ("name", "weight", "part", "layer")]
+    assert described == ["lm_head", "lm_head.weight", "lm_head", None]
     np.testing.assert_array_equal(head.keep, naive.mask(own_head.weight("lm_head"), 0.5, "module"))
 
 
@@ -296,8 +299,7 @@ def test_an_untied_copy_is_pruned_and_the_embeddings_stay(tied, tmp_path):
     embeddings = tied.model.checkpoint().tensor("model.embed_tokens.weight")
     keep = naive.mask(embeddings.abs().numpy(), 0.5, "module")
     np.testing.assert_array_equal(mask.keep("lm_head.weight"), keep)
-    evaluated = base_of(tied)
-    apply_masks_(evaluated, mask)
+    evaluated = masked(tied, mask)
     assert torch.equal(evaluated.model.embed_tokens.weight, embeddings)
     assert torch.equal(evaluated.lm_head.weight, embeddings * torch.from_numpy(keep))
     assert evaluated.config.tie_word_embeddings is False
@@ -338,7 +340,7 @@ def test_untying_what_is_not_tied_changes_nothing(own_head):
 def test_a_tied_head_that_is_stored_as_well_must_be_the_embeddings(tied):
     tensors = tied.model.tensors
     embeddings = tensors["model.embed_tokens.weight"]
-    names = tied.header["lm_head"]
+    names = {**tied.header["lm_head"], "weight": "lm_head.weight"}
 
     def stored(entry):
         return replace(tied.model, description={**tied.model.description, "tensors": {**tensors, **entry}})
@@ -352,10 +354,10 @@ def test_a_tied_head_that_is_stored_as_well_must_be_the_embeddings(tied):
 
 
 def test_a_checkpoint_without_a_head_counts_as_tied(tied):
-    config = {**tied.model.description["config"], "tie_word_embeddings": False}
-    model = replace(tied.model, description={**tied.model.description, "config": config})
-    with pytest.raises(MismatchError, match=r"the checkpoint has no lm_head\.weight"):
-        find_output_head(model, tied.header["lm_head"], untie=False)
+    names = {**tied.header["lm_head"], "tied": False}
+    assert names["weight"] is None
+    with pytest.raises(MismatchError, match="the checkpoint has none of its own"):
+        find_output_head(tied.model, names, untie=False)
 
 
 def test_scores_that_name_no_head_are_refused(own_head):
@@ -369,7 +371,7 @@ def test_scores_that_name_no_head_are_refused(own_head):
 
 def test_a_part_without_a_method_is_left_dense_and_named(tied):
     pruner = Pruner(tied.model, {}, {**tied.header, "parts": {"mlp": {"method": "magnitude", **PLAIN}}})
-    assert {mask.part for mask in pruner.masks(**HALF)} == {"mlp"}
+    assert {mask.entry["part"] for mask in pruner.masks(**HALF)} == {"mlp"}
     pattern = read_pattern(HALF, "p")
     assert unscored_lines(pruner.header, pattern) == ["attention: not scored by recipe 'mine', left dense"]
     assert unscored_lines(tied.header, pattern) == []
@@ -422,9 +424,6 @@ def test_the_stages_prune_and_evaluate_an_untied_head(project, tiny_model, tiny_
     params = tiny_params(tiny_model, tiny_texts)
     params["patterns"]["head"] = {**HALF, "group": "global", "lm_head": True, "untie_lm_head": True}
     project.write_params(params)
-    factors, header = read_scores(project.scores("wanda"))
-    header["lm_head"] = {"module": "lm_head", "embeddings": "model.embed_tokens"}
-    write_scores(project.scores("wanda"), factors, header)
     caplog.set_level(logging.INFO, logger="neuronrank")
     done = project.prune("wanda", "head")
     assert done.exit_code == 0, done.output

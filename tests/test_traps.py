@@ -118,7 +118,9 @@ def test_layers_before_pruning_last_are_still_forwarded(finished_project, tiny_m
     factors, header = read_scores(finished_project.scores("wanda"))
     last = {"rule": "unstructured", "sparsity": 0.5, "attention": False, "pruning_last": 1}
     model = open_model(finished_project.artifacts / "model")
-    masks = {mask.name: mask for mask in iter_masks(model, factors, header, read_pattern(last, "patterns.last"))}
+    masks = {
+        mask.entry["name"]: mask for mask in iter_masks(model, factors, header, read_pattern(last, "patterns.last"))
+    }
     assert set(masks) == {f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")}
     token_ids = read_windows(finished_project.artifacts / "tokens/calibration/windows.safetensors").token_ids
     whole = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64).eval()

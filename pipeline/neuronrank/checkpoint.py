@@ -7,7 +7,8 @@ themselves lie in the same directory, or, for a model that is already on this ma
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,35 +48,51 @@ class Checkpoint:
         self.shards = _shards(directory)
         self._expected = expected
         self._file_of: dict[str, Path] = {}
-        self._handles: dict[Path, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in self.shards:
-            try:
-                handle = safe_open(path, framework="pt")
-            except FileNotFoundError as err:
-                raise SourceError(f"{path}: missing, although the index names it. Fetch the model again") from err
-            except (SafetensorError, OSError) as err:
-                raise SourceError(f"{path}: not a readable safetensors file ({err}). Fetch the model again") from err
-            self._handles[path] = handle
-            self._file_of.update(dict.fromkeys(self._handles[path].keys(), path))
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 - not a mapping
+                    self._file_of[name] = path
+                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._file_of)
 
+    @property
+    def untied(self) -> dict[str, str]:
+        """Weights that are a copy of their own of one that they share otherwise: none."""
+        return {}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading it.
+
+        Raises:
+            MismatchError: no such tensor.
+        """
+        self._require(name)
+        return self._shapes[name]
+
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor in the type it is stored in.
+
+        It is mapped, not copied. The shard is opened for it alone, so that its pages leave memory when it is let go.
 
         Raises:
             MismatchError: no such tensor, or not the one that was fetched.
             NotFiniteError: it is not the one that was fetched, and holds NaN or infinity.
         """
-        if name not in self._file_of:
-            raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
-        tensor = torch.as_tensor(self._handles[self._file_of[name]].get_tensor(name))
+        self._require(name)
+        with _opened(self._file_of[name]) as file:
+            tensor = torch.as_tensor(file.get_tensor(name))
         if self._expected is not None:
             self._check(name, tensor)
         return tensor
+
+    def _require(self, name: str) -> None:
+        if name not in self._file_of:
+            raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         expected = (self._expected or {}).get(name, {}).get("sha256", "nothing")
@@ -86,6 +103,17 @@ class Checkpoint:
                 f"{name}: sha256 is {found[:12]}…, {MODEL_FILE} says {expected[:12]}…. "
                 f"The weights in {self.directory} changed after they were fetched. Run: dvc repro --force fetch@model"
             )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError as err:
+        raise SourceError(f"{path}: missing, although the index names it. Fetch the model again") from err
+    except (SafetensorError, OSError) as err:
+        raise SourceError(f"{path}: not a readable safetensors file ({err}). Fetch the model again") from err
 
 
 def _shards(directory: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, LayerStatistics, collect_layers, find_classes
 from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.skeleton import manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.streaming import StreamedModel
 from neuronrank.windows import Windows
@@ -63,7 +64,7 @@ def collect_statistics(
         if first:
             log.info("going on with layer %d of %d: an interrupted run completed those before", first, n_layers)
         for layer in shown(collect_layers(streamed, token_ids, options, classes, work, first), n_layers - first):
-            writer.write_layer(layer.index, layer.arrays, layer.weights, layer.modules)
+            writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
     return device
 
@@ -102,6 +103,5 @@ def _manifest(
             "gram": options.gram,
             "neuronrank": __version__,
         },
-        "n_layers": len(streamed.layers),
-        "lm_head": {"module": streamed.layout.lm_head, "embeddings": streamed.layout.embeddings},
+        **manifest_of(streamed.skeleton),
     }

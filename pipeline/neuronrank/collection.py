@@ -15,6 +15,7 @@ from neuronrank.accumulation import Accumulation
 from neuronrank.checkpoint import require_finite
 from neuronrank.errors import NotFiniteError
 from neuronrank.hidden_states import HiddenStates
+from neuronrank.module_views import view_of
 from neuronrank.params import Section
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.statistics import Context, Tapped, class_moments
@@ -51,8 +52,6 @@ class LayerStatistics:
     """(tap or `topics`, array) -> values, without the layer axis."""
     weights: dict[str, NDArray[np.float32]]
     """`<module name>.<axis>_<statistic>` -> vector."""
-    modules: list[dict[str, Any]]
-    """The layer's linear modules, as `statistics_store.Module` reads them."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,10 @@ def collect_layers(
             gram=params.gram,
         )
         with model.loaded_layer(index) as layer:
-            weights, modules = _reduce_weights(model, index)
+            weights = _reduce_weights(model, index)
             arrays = _count(model, layer, index, batches, hidden, context)
         arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
-        yield LayerStatistics(index, arrays, weights, modules)
+        yield LayerStatistics(index, arrays, weights)
 
 
 def _topics(
@@ -143,29 +142,30 @@ def _count(
     context: Context,
 ) -> Arrays:
     """Run all documents through one layer and return what its accumulators found."""
+    sections = model.skeleton.sections(index)
     with Accumulation(context) as accumulation:
         for batch in batches:
 
             def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
-                accumulation.add(tap, Tapped(values, rows))
+                by_document = values.reshape(rows.stop - rows.start, -1, values.shape[-1])  # some run them side by side
+                accumulation.add(tap, Tapped(by_document, rows))
 
-            with tapped(layer, model.layout, on_tap):
+            with tapped(layer, model.layout.taps, sections, on_tap):
                 model.advance(layer, index, batch, hidden)
         found = accumulation.result()
     _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
     return {key: values.numpy() for key, values in found.items()}
 
 
-def _reduce_weights(model: StreamedModel, index: int) -> tuple[dict[str, NDArray[np.float32]], list[dict[str, Any]]]:
+def _reduce_weights(model: StreamedModel, index: int) -> dict[str, NDArray[np.float32]]:
     sums: dict[str, NDArray[np.float32]] = {}
-    modules = []
-    for linear in model.layout.linears:
-        name = f"{model.layout.layers}.{index}.{linear.path}"
-        weight = model.checkpoint.tensor(f"{name}.weight")  # as stored, whatever the forward pass's dtype
-        require_finite(f"{name}.weight", weight)
-        modules.append(linear.entry(name, index, weight.shape))
-        sums.update({f"{name}.{key}": vector.numpy() for key, vector in weight_sums(weight).items()})
-    return sums, modules
+    for module in model.modules:
+        if module["layer"] == index:
+            weight = model.weights.tensor(module["weight"])  # as stored, whatever the forward pass's dtype
+            require_finite(module["weight"], weight)
+            found = weight_sums(view_of(weight, module))
+            sums.update({f"{module['name']}.{key}": vector.numpy() for key, vector in found.items()})
+    return sums
 
 
 def _require_finite_sums(layer: str, documents: dict[tuple[str, str], Tensor]) -> None:

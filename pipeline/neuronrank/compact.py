@@ -5,21 +5,19 @@ is in memory at a time. The result computes what the zeroed model computes: a re
 the network through its column of down, which is zero there.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank import registry
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.errors import MismatchError
 from neuronrank.export import change_config, copy_all_but_weights, open_for_export
 from neuronrank.files import output_directory, write_json
 from neuronrank.mask_store import MaskFile
+from neuronrank.module_views import Rows
 from neuronrank.shards import INDEX, rewrite_shard, write_index
-
-_SIZE = "intermediate_size"
 
 
 def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[int, int]:
@@ -35,15 +33,19 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
         StorageError: the disk refused a write.
     """
     neurons = _kept_neurons(masks)
-    before, after = _sizes(neurons, model, masks.path)
+    before, after, entry_name = _sizes(neurons, model, masks)
     checkpoint = open_for_export(model, masks, out)
     kept: dict[str, tuple[int, NDArray[np.intp]]] = {}
-    for entry in masks.header["modules"]:
-        rows = entry["neuron_axis"] == "row"
-        kept[entry["weight"]] = (0 if rows else 1, neurons[entry["layer"]])
-        bias = f"{entry['name']}.bias"
-        if rows and bias in checkpoint.names:
-            kept[bias] = (0, neurons[entry["layer"]])
+    for entry in masks.modules:
+        is_row = entry["neuron_axis"] == "row"
+        stay = neurons[entry["layer"]]
+        if entry["rows"] is not None:  # gate and up in one weight
+            stay = Rows(*entry["rows"]).of(masks.header["shapes"][entry["weight"]][0])[stay]
+            stay = np.concatenate([kept.get(entry["weight"], (0, stay[:0]))[1], stay])
+        kept[entry["weight"]] = (int(is_row == entry["transposed"]), stay)
+        bias = f"{entry['weight'].removesuffix('.weight')}.bias"
+        if is_row and bias in checkpoint.names:
+            kept[bias] = (0, stay)
     with output_directory(out) as partial:
         copy_all_but_weights(model, partial)
         names = [shard.name for shard in checkpoint.shards]
@@ -51,8 +53,8 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
             rewrite_shard(shard, partial / name, kept)
         if (partial / INDEX).exists():
             write_index(partial, names)
-        change_config(partial, **{_SIZE: after})
-        write_json(partial / "neuronrank.json", {**masks.header, "compact": {_SIZE: after}})
+        change_config(partial, **{entry_name: after})
+        write_json(partial / "neuronrank.json", {**masks.header, "compact": {entry_name: after}})
     return before, after
 
 
@@ -60,13 +62,13 @@ def _kept_neurons(masks: MaskFile) -> dict[int, NDArray[np.intp]]:
     """Return layer -> indices of the neurons that stay."""
     rule = masks.header["pattern"]["rule"]
     neurons: dict[int, NDArray[np.intp]] = {}
-    for entry in masks.header["modules"]:
+    for entry in masks.modules:
         if "neuron_axis" not in entry:
             raise MismatchError(
                 f"{masks.path}: made by rule {rule!r}, which leaves scattered zeros that cannot be cut out; only masks "
                 f"of whole neurons (rule: structured) can. Export it without --compact"
             )
-        keep = masks.keep(entry["weight"])
+        keep = masks.module_keep(entry)
         lines = keep if entry["neuron_axis"] == "row" else keep.T
         kept = np.flatnonzero(lines[:, 0])
         if not (lines == lines[:, :1]).all() or not np.array_equal(kept, neurons.setdefault(entry["layer"], kept)):
@@ -77,15 +79,20 @@ def _kept_neurons(masks: MaskFile) -> dict[int, NDArray[np.intp]]:
     return neurons
 
 
-def _sizes(neurons: dict[int, NDArray[np.intp]], model: ModelArtifact, path: Path) -> tuple[int, int]:
-    """Return the neurons of a layer before and after, which one configuration must be able to state."""
-    config: dict[str, Any] = json.loads((model.weights_directory / "config.json").read_text(encoding="utf-8"))
-    n_layers, counts = config.get("num_hidden_layers"), sorted({kept.size for kept in neurons.values()})
+def _sizes(neurons: dict[int, NDArray[np.intp]], model: ModelArtifact, masks: MaskFile) -> tuple[int, int, str]:
+    """Return the neurons of a layer before and after, and which entry of the configuration states them."""
+    config, n_layers = model.description["config"], masks.header["n_layers"]
+    counts = sorted({kept.size for kept in neurons.values()})
+    name = registry.load("models", config["model_type"]).LAYOUT.intermediate
+    if name is None:
+        raise MismatchError(
+            f"{model.weights_directory}/config.json: a {config['model_type']} has no entry for the width of its MLP. "
+            f"Export without --compact"
+        )
     if len(neurons) != n_layers or len(counts) != 1:
         raise MismatchError(
-            f"{path}: removes neurons from {len(neurons)} of {n_layers} layers and leaves {counts}; config.json has "
-            f"one {_SIZE} for all layers. Prune without pruning_last, or export without --compact"
+            f"{masks.path}: removes neurons from {len(neurons)} of {n_layers} layers and leaves {counts}; config.json "
+            f"has one {name} for all layers. Prune without pruning_last, or export without --compact"
         )
-    if _SIZE not in config:
-        raise MismatchError(f"{model.weights_directory}/config.json: has no {_SIZE}. Export without --compact")
-    return int(config[_SIZE]), int(counts[0])
+    gate = next(entry for entry in masks.modules if entry["neuron_axis"] == "row")
+    return int(gate["shape"][0]), int(counts[0]), str(name)

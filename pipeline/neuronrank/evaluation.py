@@ -5,19 +5,20 @@ of each, perplexity = exp of the mean over all predicted tokens.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from neuronrank.checkpoint import ModelArtifact
-from neuronrank.errors import MismatchError, NotFiniteError
+from neuronrank.errors import NotFiniteError
 from neuronrank.mask_store import MaskFile
+from neuronrank.masked_checkpoint import MaskedCheckpoint
 from neuronrank.params import Section
+from neuronrank.skeleton import Skeleton
 from neuronrank.zero_shot import ZeroShotParams
 
 
@@ -31,63 +32,23 @@ class EvalParams(Section):
     """No task unless some are named."""
 
 
-def load_model(artifact: ModelArtifact, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """Load a whole causal language model for evaluation.
+def load_model(
+    artifact: ModelArtifact, dtype: torch.dtype, device: torch.device, masks: MaskFile | None = None
+) -> nn.Module:
+    """Load a whole causal language model for evaluation, its removed weights as zeros when a mask is given.
 
     Raises:
-        MismatchError: a tensor is not the one that was fetched, or the checkpoint lacks one that the model needs.
+        UnknownName: no layout for this architecture.
+        MismatchError: a tensor is not the one that was fetched, the checkpoint lacks one that the model needs, or the
+            mask was made for another model.
     """
-    checkpoint = artifact.checkpoint()
-    for name in checkpoint.names:
-        checkpoint.tensor(name)  # checked as it is read
-    model, info = AutoModelForCausalLM.from_pretrained(
-        artifact.weights_directory, dtype=dtype, trust_remote_code=False, output_loading_info=True
-    )
-    # transformers would fill what is missing with random numbers
-    bad = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info[kind])
-    if bad:
-        raise MismatchError(f"{artifact.weights_directory}: has no fitting tensor for {', '.join(bad[:3])}")
-    network: nn.Module = model
-    return network.to(device).eval()
-
-
-@torch.no_grad()
-def untie_(model: nn.Module, untied: dict[str, str]) -> None:
-    """Give each weight a copy of its own of the weight that it is tied to, in place.
-
-    Args:
-        model: a causal language model; its configuration says afterwards that nothing is tied.
-        untied: name of the weight -> name of the one that it is tied to.
-
-    Raises:
-        MismatchError: the model lacks one of the two, or they are not the same weight.
-    """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, source in untied.items():
-        if name not in parameters or parameters[name] is not parameters.get(source):
-            raise MismatchError(f"{name}: the mask unties it from {source}, but the model does not tie the two")
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, nn.Parameter(parameters[source].detach().clone()))
-    if untied:
-        config: Any = model.config
-        config.tie_word_embeddings = False
-
-
-@torch.no_grad()
-def apply_masks_(model: nn.Module, masks: MaskFile) -> None:
-    """Set the removed weights of a model to zero, in place; a head that the mask unties is untied before.
-
-    Raises:
-        MismatchError: the model lacks a masked weight, or its shape differs.
-    """
-    untie_(model, masks.untied)
-    parameters = dict(model.named_parameters())
-    for name in masks.weights:
-        keep = torch.from_numpy(masks.keep(name))
-        if name not in parameters or parameters[name].shape != keep.shape:
-            found = tuple(parameters[name].shape) if name in parameters else "no such weight"
-            raise MismatchError(f"{masks.path}: masks {name} of shape {tuple(keep.shape)}, the model has {found}")
-        parameters[name].masked_fill_(~keep.to(parameters[name].device), 0)
+    weights = artifact.checkpoint() if masks is None else MaskedCheckpoint(artifact, masks)
+    skeleton = Skeleton(weights, dtype)
+    skeleton.load_outside(device)
+    for index in range(len(skeleton.layers)):
+        skeleton.load_layer(index, device)
+    model: nn.Module = skeleton.model
+    return model
 
 
 @torch.no_grad()

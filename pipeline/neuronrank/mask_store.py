@@ -1,11 +1,14 @@
 """Masks on disk: one bit per weight, and what was removed where.
 
 artifacts/masks/<recipe>/<pattern>.safetensors
-  <weight name>   (ceil(O*I/8),) uint8: row-major, eight weights a byte, highest bit first, 1 = kept
-  header          schema, recipe, pattern, per module shape and count, realised sparsity, provenance, and `untied`:
-                  an output head's weight -> the embeddings that it must become a copy of before it is masked
+  <weight name>   (ceil(n/8),) uint8: of the n values of the tensor as it is stored, row-major, eight a byte, highest
+                  bit first, 1 = kept
+  header          schema, recipe, pattern, `shapes` of the weights, per module shape, count and which rows of which
+                  weight it is, realised sparsity, provenance, and `untied`: an output head's weight -> the embeddings
+                  that it must become a copy of before it is masked
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,26 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, write_tensors
+from neuronrank.module_views import view_of
 
-SCHEMA = "neuronrank.masks/1"
-_REQUIRED = ("recipe", "pattern", "modules", "model", "sparsity", "untied", "calibration", "collect")
+SCHEMA = "neuronrank.masks/2"
+_REQUIRED = (
+    "recipe",
+    "pattern",
+    "modules",
+    "shapes",
+    "n_layers",
+    "model",
+    "sparsity",
+    "untied",
+    "calibration",
+    "collect",
+)
 _RUN = "dvc repro prune"
 
 
 def pack(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return the mask as bits, row-major."""
+    """Return a mask as bits, row-major."""
     return np.packbits(keep.reshape(-1))
 
 
@@ -46,13 +61,13 @@ class MaskFile:
         """
         self.path = path
         self.header = read_header(path, SCHEMA, _RUN, _REQUIRED)
-        self._modules = {entry["weight"]: entry for entry in self.header["modules"]}
+        self.modules: list[dict[str, Any]] = self.header["modules"]
         self._file: Any = safetensors.safe_open(path, framework="numpy")
 
     @property
     def weights(self) -> list[str]:
         """Names of the masked weights."""
-        return sorted(self._modules)
+        return sorted(self.header["shapes"])
 
     @property
     def untied(self) -> dict[str, str]:
@@ -72,20 +87,28 @@ class MaskFile:
             )
 
     def keep(self, weight: str) -> NDArray[np.bool_]:
-        """Return the (O, I) mask of one weight, True = kept.
+        """Return the mask of one weight, in the shape that it is stored in, True = kept.
 
         Raises:
             ArtifactError: the mask does not hold as many zeros as its header says.
         """
-        entry = self._modules[weight]
-        n_out, n_in = entry["shape"]
-        packed = self._file.get_tensor(weight)
-        if packed.size != (n_out * n_in + 7) // 8:
-            raise ArtifactError(f"{self.path}: {weight} has {packed.size} bytes for a {n_out}x{n_in} mask. Run: {_RUN}")
-        keep = np.unpackbits(packed, count=n_out * n_in).astype(np.bool_).reshape(n_out, n_in)
+        shape = self.header["shapes"][weight]
+        size, packed = math.prod(shape), self._file.get_tensor(weight)
+        if packed.size != (size + 7) // 8:
+            raise ArtifactError(f"{self.path}: {weight} has {packed.size} bytes for a mask of {shape}. Run: {_RUN}")
+        keep = np.unpackbits(packed, count=size).astype(np.bool_).reshape(shape)
         removed = keep.size - int(np.count_nonzero(keep))
-        if removed != entry["n_removed"]:
+        stated = sum(entry["n_removed"] for entry in self.modules if entry["weight"] == weight)
+        if removed != stated:
             raise ArtifactError(
-                f"{self.path}: {weight} removes {removed} weights, its header says {entry['n_removed']}. Run: {_RUN}"
+                f"{self.path}: {weight} removes {removed} weights, its header says {stated}. Run: {_RUN}"
             )
         return keep
+
+    def module_keep(self, entry: dict[str, Any]) -> NDArray[np.bool_]:
+        """Return the (O, I) mask of one module, an entry of `modules`.
+
+        Raises:
+            ArtifactError: see `keep`.
+        """
+        return np.asarray(view_of(self.keep(entry["weight"]), entry))

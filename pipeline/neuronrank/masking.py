@@ -2,11 +2,16 @@
 
 import logging
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.mask_store import pack, write_masks
+from neuronrank.module_views import write_view
 from neuronrank.patterns import Pattern
 from neuronrank.pruning import iter_masks, modules_with_idle_factor, pruned_head, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, summary_lines
@@ -37,11 +42,18 @@ def make_masks(
     """
     for line in unscored_lines(header, pattern):
         log.info("%s", line)
-    modules, packed = [], {}
-    for mask in iter_masks(model, factors, header, pattern):
-        packed[mask.weight] = pack(mask.keep)
-        modules.append(mask.describe())
-        log.info("%s", module_line(modules[-1]))
+    modules: list[dict[str, Any]] = []
+    packed: dict[str, NDArray[np.uint8]] = {}
+    shapes: dict[str, list[int]] = {}
+    for weight, masks in groupby(iter_masks(model, factors, header, pattern), lambda mask: mask.entry["weight"]):
+        for mask in masks:  # those of one weight come one after the other
+            if weight not in shapes:
+                shapes[weight] = _stored_shape(model, mask.entry)
+                kept = np.ones(shapes[weight], dtype=np.bool_)
+            write_view(kept, mask.entry, mask.keep)
+            modules.append(mask.describe())
+            log.info("%s", module_line(modules[-1]))
+        packed[weight] = pack(kept)
     for line in summary_lines(modules):
         log.info("%s", line)
     idle = modules_with_idle_factor(factors, header, pattern)
@@ -53,9 +65,15 @@ def make_masks(
     untied = {} if head is None else head.untied
     n_parameters = model.n_parameters + (math.prod(head.shape) if head and untied else 0)
     sparsity = realised_sparsity(modules, header, n_parameters)
-    provenance = {key: header[key] for key in ("recipe", "parts", "model", "calibration", "collect")}
+    provenance = {key: header[key] for key in ("recipe", "parts", "n_layers", "model", "calibration", "collect")}
     described = {"name": name, **pattern.params.model_dump(mode="json")}
-    details = {"pattern": described, "modules": modules, "sparsity": sparsity, "untied": untied}
+    details = {"pattern": described, "modules": modules, "shapes": shapes, "sparsity": sparsity, "untied": untied}
     write_masks(out, packed, {**provenance, **details})
     removed = sum(module["n_removed"] for module in modules)
     return {"sparsity": sparsity, "removed": removed, "parts": part_counts(modules), "modules": modules}
+
+
+def _stored_shape(model: ModelArtifact, entry: dict[str, Any]) -> list[int]:
+    """Return the shape of a module's weight in the checkpoint; that of an untied head is not there yet."""
+    stored = model.tensors.get(entry["weight"])
+    return list(entry["shape"] if stored is None else stored["shape"])

@@ -21,7 +21,7 @@ from neuronrank.collection import CollectParams
 from neuronrank.comparison import perplexity, perplexity_ratio
 from neuronrank.compatibility import why_unfit
 from neuronrank.errors import ArtifactError
-from neuronrank.evaluation import EvalParams, apply_masks_, load_model, window_losses
+from neuronrank.evaluation import EvalParams, load_model, window_losses
 from neuronrank.files import output_file
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
@@ -66,10 +66,9 @@ def measure_all(
             device = collect_statistics(model, calibration, options, Path(scratch) / "statistics")
         progress(f"collected in {seconds['collect']:.1f} s")
         statistics = Statistics(Path(scratch) / "statistics")
-        network = load_model(model, getattr(torch, settings.dtype), device)
-        dense_weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+        dtype = getattr(torch, settings.dtype)
         with clock("eval"):
-            dense = _losses(network, evaluation, settings)
+            dense = _losses(load_model(model, dtype, device), evaluation, settings)
         rows = []
         for name, section in lookup(params, "recipes").items():
             recipe = read_recipe(section, f"recipes.{name}")
@@ -80,13 +79,7 @@ def measure_all(
                 with clock("prune"):
                     made = make_masks(model, factors, header, pattern, pattern_name, path)
                 with clock("eval"):
-                    masks = MaskFile(path)
-                    apply_masks_(network, masks)
-                    found = _losses(network, evaluation, settings)
-                    if masks.untied:  # its head cannot be tied again
-                        network = load_model(model, getattr(torch, settings.dtype), device)
-                    else:
-                        _restore_(network, dense_weights)
+                    found = _losses(load_model(model, dtype, device, MaskFile(path)), evaluation, settings)
                 rows.append(_row(name, pattern_name, made["sparsity"], found, dense, settings.seed))
                 progress(f"{name} {pattern_name}: {rows[-1]['perplexity']}")
     seconds["total"] = time.perf_counter() - begin
@@ -119,12 +112,6 @@ def _patterns(params: dict[str, Any], recipe: Recipe) -> dict[str, Pattern]:
     """Return the patterns that a recipe's methods have scores for."""
     read = {name: read_pattern(value, f"patterns.{name}") for name, value in lookup(params, "patterns").items()}
     return {name: pattern for name, pattern in read.items() if why_unfit(recipe, pattern) is None}
-
-
-@torch.no_grad()
-def _restore_(network: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    for name, parameter in network.named_parameters():
-        parameter.copy_(weights[name])
 
 
 def _losses(network: nn.Module, evaluation: dict[str, Windows], settings: EvalParams) -> Losses:

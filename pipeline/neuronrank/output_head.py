@@ -24,6 +24,12 @@ class OutputHead:
         return f"{self.module}.weight"
 
     @property
+    def entry(self) -> dict[str, Any]:
+        """Return what a mask says of it, as of a decoder's module."""
+        whole = {"rows": None, "transposed": False, "part": "lm_head", "layer": None, "shape": list(self.shape)}
+        return {"name": self.module, "weight": self.weight, **whole}
+
+    @property
     def untied(self) -> dict[str, str]:
         """Its weight -> the embeddings that it must become a copy of before it is masked; empty for an own head."""
         return {} if self.source == self.weight else {self.weight: self.source}
@@ -34,7 +40,7 @@ def find_output_head(model: ModelArtifact, names: dict[str, Any] | None, untie: 
 
     Args:
         model: for its configuration and its tensors' names and shapes.
-        names: `lm_head` of the scores' header: `module` and `embeddings`, as in the model.
+        names: `lm_head` of the scores' header, see `Skeleton.output_head`.
         untie: give a tied head a copy of its own.
 
     Raises:
@@ -42,22 +48,19 @@ def find_output_head(model: ModelArtifact, names: dict[str, Any] | None, untie: 
     """
     if names is None:
         raise MismatchError(f"{model.directory}: the statistics name no output head. Run: dvc repro collect score")
-    own, embeddings = f"{names['module']}.weight", f"{names['embeddings']}.weight"
-    missing = sorted({own, embeddings} - model.tensors.keys())
-    if embeddings in missing:
-        raise MismatchError(
-            f"{model.directory}: has no tensor {embeddings!r}. Is it the model that was collected from?"
-        )
-    tied = bool(model.description["config"].get("tie_word_embeddings"))
-    if not (tied or missing):
+    own, embeddings = names["weight"], names["embeddings"]
+    absent = sorted({name for name in (own, embeddings) if name is not None} - model.tensors.keys())
+    if absent:
+        raise MismatchError(f"{model.directory}: has no tensor {absent[0]!r}. Is it the model that was collected from?")
+    if own is not None and not names["tied"]:
         return _head(model, names["module"], own)
-    why = "config.json says tie_word_embeddings" if tied else f"the checkpoint has no {own}"
+    why = "config.json says tie_word_embeddings" if names["tied"] else "the checkpoint has none of its own"
     if not untie:
         raise MismatchError(
             f"{names['module']}: tied to {embeddings} ({why}), so that pruning it would zero the embeddings. "
             f"Leave it dense, or ask for an own copy: untie_lm_head: true (--untie-lm-head)"
         )
-    if not missing and model.tensors[own]["sha256"] != model.tensors[embeddings]["sha256"]:
+    if own is not None and model.tensors[own]["sha256"] != model.tensors[embeddings]["sha256"]:
         raise MismatchError(
             f"{names['module']}: {why}, but {own} and {embeddings} are stored with different values. "
             f"Set tie_word_embeddings in config.json to what is meant, and fetch the model again"

@@ -71,7 +71,18 @@ class _Planned(Statistics):
         }
         self.n_documents = n_documents
         self.modules = [
-            Module(role.path, 0, role.part, (_CHANNELS, _CHANNELS), role.input_tap, role.neuron_tap, role.neuron_axis)
+            Module(
+                name=f"{role.path}.{role.section or ''}",
+                layer=0,
+                part=role.part,
+                shape=(_CHANNELS, _CHANNELS),
+                input_tap=role.input_tap,
+                neuron_tap=role.neuron_tap,
+                neuron_axis=role.neuron_axis,
+                weight=role.path,
+                rows=None,
+                transposed=False,
+            )
             for role in registry.load("models", architecture).LAYOUT.linears
         ]
         self._lowest = lowest_activation

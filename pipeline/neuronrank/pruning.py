@@ -13,6 +13,7 @@ from neuronrank.errors import MismatchError, ParamsError
 from neuronrank.files import canonical_json
 from neuronrank.masks import MaskedModule, n_removed
 from neuronrank.masks._radix_select import Cut, find_cut
+from neuronrank.module_views import view_of
 from neuronrank.output_head import OutputHead, find_output_head
 from neuronrank.patterns import Pattern
 from neuronrank.realised import require_share
@@ -27,12 +28,8 @@ Entry = dict[str, Any]
 class ModuleMask:
     """The mask of one module."""
 
-    name: str
-    weight: str
-    part: str
-    """ "attention", "mlp" or "lm_head"."""
-    layer: int | None
-    """None for the output head."""
+    entry: Entry
+    """Of the scores' header, or of the output head; its layer is None."""
     keep: NDArray[np.bool_]
     """(O, I), True = kept."""
     neuron_axis: str | None = None
@@ -45,9 +42,9 @@ class ModuleMask:
 
     def describe(self) -> Entry:
         """Return the module's entry of the mask file's header."""
-        entry = {"name": self.name, "weight": self.weight, "part": self.part, "layer": self.layer}
+        entry = {key: self.entry[key] for key in ("name", "weight", "rows", "transposed", "part", "layer", "shape")}
         neurons = {} if self.neuron_axis is None else {"neuron_axis": self.neuron_axis}
-        return {**entry, **neurons, "shape": list(self.keep.shape), "n_removed": self.n_removed}
+        return {**entry, **neurons, "n_removed": self.n_removed}
 
 
 def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
@@ -173,20 +170,20 @@ class _Work:
 
     def scores(self, entry: Entry) -> Scores:
         """Return the scores of a module's weights, (O, I)."""
-        weight = self.checkpoint.tensor(f"{entry['name']}.weight")
+        weight = view_of(self.checkpoint.tensor(entry["weight"]), entry)
         return weight_scores(entry["name"], weight, self.factors, self.part(entry), self.group(entry))
 
     def own_mask(self, entry: Entry) -> ModuleMask:
         """Return the mask of a module that competes with no other."""
-        masked, name = self.masked(entry), entry["name"]
+        masked = self.masked(entry)
         if self.pattern.rule.RANKS == "weights":
             keep = self.checked(masked, self.scores(entry))
-            return ModuleMask(name, f"{name}.weight", entry["part"], entry["layer"], keep)
+            return ModuleMask(entry, keep)
         axis, shape = entry["neuron_axis"], entry["shape"]
         n_neurons = shape[0] if axis == "row" else shape[1]
         neurons = self.checked(masked, neuron_scores(entry["layer"], n_neurons, self.factors, self.part(entry)))
         keep = np.broadcast_to(neurons[:, None] if axis == "row" else neurons[None, :], shape).copy()
-        return ModuleMask(name, f"{name}.weight", entry["part"], entry["layer"], keep, axis)
+        return ModuleMask(entry, keep, axis)
 
     def checked(self, masked: MaskedModule, scores: Scores) -> NDArray[np.bool_]:
         """Return what the rule keeps of these scores, held to the share that was asked for."""
@@ -219,14 +216,14 @@ def _fill_pool(work: _Work, members: list[Entry]) -> _Pool:
 def _pooled_mask(work: _Work, entry: Entry, pool: _Pool) -> ModuleMask:
     removed = pool.cut.remove(work.scores(entry))
     pool.n_removed += int(np.count_nonzero(removed))
-    return ModuleMask(entry["name"], f"{entry['name']}.weight", entry["part"], entry["layer"], ~removed)
+    return ModuleMask(entry, ~removed)
 
 
 def _head_mask(work: _Work, head: OutputHead) -> ModuleMask:
     masked = MaskedModule(head.module, "lm_head", MAGNITUDE["default_group"])
     group = work.pattern.rule.group(work.pattern.params, masked)
     scores = weight_scores(head.module, work.checkpoint.tensor(head.source), {}, MAGNITUDE, group)
-    return ModuleMask(head.module, head.weight, "lm_head", None, work.checked(masked, scores))
+    return ModuleMask(head.entry, work.checked(masked, scores))
 
 
 def modules_with_idle_factor(factors: Factors, header: dict[str, Any], pattern: Pattern) -> int:

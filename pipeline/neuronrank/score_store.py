@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from neuronrank.files import read_header, read_tensors, write_tensors
 
-SCHEMA = "neuronrank.scores/2"
+SCHEMA = "neuronrank.scores/3"
 _REQUIRED = ("recipe", "parts", "modules", "lm_head", "n_layers", "model", "calibration", "collect")
 _RUN = "dvc repro score"
 

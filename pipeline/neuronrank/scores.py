@@ -179,7 +179,7 @@ def score_header(manifest: dict[str, Any], recipe_name: str, recipe: Recipe) -> 
         recipe_name: as params.yaml or the command line call it.
         recipe: a method for each part.
     """
-    kept = ("name", "layer", "part", "shape", "neuron_tap", "neuron_axis")
+    kept = ("name", "layer", "part", "shape", "neuron_tap", "neuron_axis", "weight", "rows", "transposed")
     return {
         "schema": SCHEMA,
         "recipe": recipe_name,

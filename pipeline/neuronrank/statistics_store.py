@@ -44,6 +44,12 @@ class Module:
     input_tap: str
     neuron_tap: str
     neuron_axis: str
+    weight: str
+    """Tensor of the checkpoint."""
+    rows: tuple[int, int, int] | None
+    """Offset, block and period of its rows, when several modules share the tensor; `module_views.Rows`."""
+    transposed: bool
+    """Whether the tensor is stored as (I, O)."""
 
 
 class Statistics:
@@ -62,7 +68,10 @@ class Statistics:
             self._root = zarr.open_group(directory / "taps.zarr", mode="r", zarr_format=3)
         except (FileNotFoundError, ValueError) as err:
             raise ArtifactError(f"{directory / 'taps.zarr'}: not a readable Zarr group ({err}). Run: {_RUN}") from err
-        self.modules = [Module(**{**entry, "shape": tuple(entry["shape"])}) for entry in self.manifest["modules"]]
+        try:
+            self.modules = [Module(**{**entry, "shape": tuple(entry["shape"])}) for entry in self.manifest["modules"]]
+        except (TypeError, KeyError) as err:
+            raise ArtifactError(f"{directory / MANIFEST}: a module's entry is incomplete ({err}). Run: {_RUN}") from err
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
         self._weights: dict[str, NDArray[np.float32]] | None = None

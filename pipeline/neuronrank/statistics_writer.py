@@ -1,7 +1,7 @@
 """Writes the statistics artifact that `statistics_store.py` reads: layer by layer, the manifest last."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from zarr.codecs import BloscCodec, TransposeCodec
 
 from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
 from neuronrank.errors import MismatchError
-from neuronrank.files import read_metadata, read_tensors, write_json, write_tensors
+from neuronrank.files import read_tensors, write_json, write_tensors
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.sketch import MagnitudeSketch
 from neuronrank.statistics_schema import ARRAYS, QUANTILES, SCHEMA, TOTALS, Spec
@@ -21,7 +21,6 @@ from neuronrank.statistics_store import MANIFEST
 
 Arrays = Mapping[tuple[str, str], NDArray[Any]]
 
-_RUN = "dvc repro collect"
 _WRITERS = 4
 _LEVEL = 2
 """Of zstd. Six takes six times as long for 3 % less."""
@@ -32,7 +31,7 @@ WEIGHT_UNITS = {"sum_abs": "weight", "sum_sq": "weight^2", "max_abs": "weight"}
 class StatisticsWriter:
     """Fills a directory with the statistics of one model, layer after layer.
 
-    A layer's large arrays are chunks of their own; its small ones, its weight vectors and its modules wait in a file,
+    A layer's large arrays are chunks of their own; its small ones and its weight vectors wait in a file,
     whose presence says that the layer is complete. So a run that was interrupted goes on with the first incomplete
     layer.
     """
@@ -72,7 +71,6 @@ class StatisticsWriter:
         index: int,
         arrays: Arrays,
         weights: Mapping[str, NDArray[np.float32]],
-        modules: Sequence[Mapping[str, Any]],
     ) -> None:
         """Write one layer, each large array as one chunk; small ones wait for `finish`.
 
@@ -80,7 +78,6 @@ class StatisticsWriter:
             index: which layer; layers come in order.
             arrays: (tap or `topics`, array) -> values without the layer axis.
             weights: name -> vector.
-            modules: its entries of the manifest.
 
         Raises:
             MismatchError: an array has another shape than in an earlier layer.
@@ -99,20 +96,19 @@ class StatisticsWriter:
             chunks.append((array, values))
         with ThreadPoolExecutor(_WRITERS) as pool:  # compressing lets go of the interpreter's lock
             list(pool.map(lambda chunk: chunk[0].__setitem__(index, chunk[1]), chunks))
-        write_tensors(self._waiting(index), waiting, {"modules": list(modules)})
+        write_tensors(self._waiting(index), waiting, {})
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the small arrays, the weight vectors and, last, the manifest.
 
         Args:
-            manifest: provenance; the modules, the schema, the profile and the taps are added here.
+            manifest: provenance and modules; the schema, the profile and the taps are added here.
 
         Raises:
             MismatchError: an array has another shape in some layer.
         """
         weights: dict[str, NDArray[Any]] = {}
         stacked: dict[str, list[NDArray[Any]]] = {}
-        modules: list[Any] = []
         for index in range(self._n_layers):
             for name, values in read_tensors(self._waiting(index)).items():
                 kind, _, path = name.partition("/")
@@ -120,7 +116,6 @@ class StatisticsWriter:
                     weights[path] = values
                 else:
                     stacked.setdefault(path, []).append(values)
-            modules += read_metadata(self._waiting(index), _RUN)["modules"]
         for path, layers in sorted(stacked.items()):
             if len({values.shape for values in layers}) > 1:
                 raise MismatchError(f"{path}: shapes differ between layers: {[values.shape for values in layers]}")
@@ -130,7 +125,7 @@ class StatisticsWriter:
         groups = {group: sorted(name for name, _ in content.arrays()) for group, content in self._root.groups()}
         write_tensors(self._directory / "weights.safetensors", weights, {"schema": SCHEMA, "units": WEIGHT_UNITS})
         held = {"profile": self._profile, "arrays": dict(sorted(groups.items()))}
-        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, "modules": modules, **held})
+        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, **held})
 
     def _derived(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
         """Round, add totals and derived arrays, and drop the document sums that the profile does not keep."""

@@ -3,14 +3,17 @@
 One file per `config.model_type`, each with `LAYOUT`. Names only: nothing here imports torch or transformers.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 PROVIDES = ("LAYOUT",)
 
 Part = Literal["attention", "mlp"]
 Axis = Literal["row", "column"]
+Section = Literal["q", "k", "v", "gate", "up"]
+Fused = Literal["one after the other", "by key head"]
+"""How q, k and v share the rows of one weight: all of q, then k, then v; or for each key head its queries, itself and
+its values. Gate and up are always one after the other."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class LinearRole:
     """One linear module of a decoder layer and the taps whose factors its weights carry (METHODS section 1)."""
 
     path: str
-    """Below the layer, for example `self_attn.q_proj`."""
+    """Below the layer, for example `self_attn.q_proj`. For an expert's module `{expert}` stands for its number."""
     part: Part
     input_tap: str
     """Tap of the tensor that enters the module: one factor per input channel, on columns."""
@@ -26,11 +29,8 @@ class LinearRole:
     """Tap of the neurons that the module feeds or reads."""
     neuron_axis: Axis
     """Where that factor lies: rows of q, k, v, gate, up; columns of o, down."""
-
-    def entry(self, name: str, layer: int, shape: Sequence[int]) -> dict[str, Any]:
-        """Return what a manifest says of one such module."""
-        role = {key: value for key, value in asdict(self).items() if key != "path"}
-        return {"name": name, "layer": layer, "shape": list(shape), **role}
+    section: Section | None = None
+    """Which of its rows, when several modules share one weight."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class TapPoint:
 
     path: str
     side: Literal["input", "output"]
+    section: Section | None = None
+    """Which of an output's channels, when several modules share one weight."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +55,8 @@ class ModelLayout:
     """Path of the output projection."""
     embeddings: str = "model.embed_tokens"
     """Path of the token embeddings, to which the output projection may be tied."""
+    fused: Fused = "one after the other"
+    transposed: bool = False
+    """Weights are stored as (I, O)."""
+    intermediate: str | None = "intermediate_size"
+    """What config.json calls the width of the MLP; None when it does not state it."""

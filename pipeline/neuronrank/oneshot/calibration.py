@@ -13,7 +13,7 @@ from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import canonical_json, sha256_text
 from neuronrank.oneshot.flags import in_flags
-from neuronrank.oneshot.model_alone import manifest_of
+from neuronrank.oneshot.model_alone import manifest_alone
 from neuronrank.oneshot.preflight import require_collectable
 from neuronrank.oneshot.request import Request
 from neuronrank.params import validate
@@ -45,7 +45,7 @@ class Scored:
 def scored_alone(model: ModelArtifact, request: Request) -> Scored:
     """Return the scores of a recipe that reads no statistics: weights alone decide, there are no factors."""
     log.info("calibration: none, %s reads no statistics", request.name)
-    return Scored(manifest_of(model), None, request.recipe, {})
+    return Scored(manifest_alone(model), None, request.recipe, {})
 
 
 def scored_statistics(

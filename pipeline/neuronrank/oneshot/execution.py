@@ -159,16 +159,15 @@ def _measured(
     from transformers import AutoTokenizer
 
     from neuronrank.comparison import perplexity
-    from neuronrank.evaluation import apply_masks_, load_model, window_losses
+    from neuronrank.evaluation import load_model, window_losses
     from neuronrank.zero_shot import evaluate_tasks
 
     texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if wants_perplexity else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(model, getattr(torch, request.collect["dtype"]), device)
+    dtype = getattr(torch, request.collect["dtype"])
     found: dict[str, Any] = {}
     for state in ("dense", "pruned"):
-        if state == "pruned":
-            apply_masks_(network, masks)
+        network = load_model(model, dtype, device, masks if state == "pruned" else None)
         for name, windows in texts.items():
             value = perplexity(window_losses(network, windows.token_ids, 4, lambda _n: None))
             found.setdefault("perplexity", {}).setdefault(name, {})[state] = round(value, 4)

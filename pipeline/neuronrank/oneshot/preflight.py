@@ -6,7 +6,7 @@ from transformers.activations import ACT2FN
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams
-from neuronrank.oneshot.model_alone import manifest_of
+from neuronrank.oneshot.model_alone import manifest_alone
 from neuronrank.oneshot.request import Request
 from neuronrank.params import validate
 from neuronrank.planning import require_sufficient
@@ -23,7 +23,7 @@ def require_possible(model: ModelArtifact, request: Request) -> None:
         ParamsError: more layers than the model has, or nothing to prune.
         MismatchError: a weight is missing, or a tied head may not be untied.
     """
-    header = score_header(manifest_of(model), request.name, request.recipe)
+    header = score_header(manifest_alone(model), request.name, request.recipe)
     selected_modules(header, request.pattern)
     pruned_head(model, header, request.pattern)
 

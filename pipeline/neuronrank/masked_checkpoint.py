@@ -1,0 +1,56 @@
+"""A checkpoint whose tensors are read with the removed weights as zeros."""
+
+import numpy as np
+import torch
+
+from neuronrank.checkpoint import Checkpoint, ModelArtifact
+from neuronrank.errors import MismatchError
+from neuronrank.mask_store import MaskFile
+
+
+class MaskedCheckpoint(Checkpoint):
+    """As `Checkpoint`; an output head that the mask unties is a tensor of its own."""
+
+    def __init__(self, model: ModelArtifact, masks: MaskFile) -> None:
+        """Open the weights.
+
+        Raises:
+            MismatchError: the mask was made for another model.
+            SourceError: see `Checkpoint`.
+        """
+        masks.require_model(model.fingerprint, model.directory)
+        super().__init__(model.weights_directory, model.tensors)
+        self._masks = masks
+        self._masked = set(masks.weights)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted({*super().names, *self._masks.untied})
+
+    @property
+    def untied(self) -> dict[str, str]:
+        """A masked weight -> the weight that it is a copy of."""
+        return self._masks.untied
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape, without reading it."""
+        return super().shape(self.untied.get(name, name))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor in the type it is stored in.
+
+        Raises:
+            MismatchError: no such tensor, not the one that was fetched, or of another shape than its mask.
+            NotFiniteError: see `Checkpoint`.
+            ArtifactError: the mask is corrupt.
+        """
+        tensor = super().tensor(self.untied.get(name, name))
+        if name not in self._masked:
+            return tensor
+        keep = self._masks.keep(name)
+        if tensor.shape != keep.shape:
+            raise MismatchError(
+                f"{self._masks.path}: masks {name} of shape {keep.shape}, the model has {tuple(tensor.shape)}"
+            )
+        return tensor.masked_fill(torch.from_numpy(np.logical_not(keep)), 0)
