@@ -413,7 +413,7 @@ def test_a_missing_tensor_is_refused_and_never_made_up(project, movable):
     write_json(index, {**content, "weight_map": {k: v for k, v in content["weight_map"].items() if k != gone}})
     assert project.fetch("model").exit_code == 0
     refused(project.collect(), "has no tensor for")
-    refused(project.eval(), f"has no fitting tensor for {gone}")
+    refused(project.eval(), f"has no tensor for {gone!r}")
 
 
 def test_two_copies_of_the_weights_are_refused(project, movable):
