@@ -36,10 +36,10 @@ from pathlib import Path
 from tests.test_resuming import collect
 from neuronrank import collection
 count = collection._count
-def slow(*arguments):
+def slow(*arguments, **keywords):
     time.sleep(float(sys.argv[3]))
-    print("layer", arguments[2], flush=True)
-    return count(*arguments)
+    print("layer", arguments[1], flush=True)
+    return count(*arguments, **keywords)
 collection._count = slow
 collect(Path(sys.argv[1]), Path(sys.argv[2]))
 """
@@ -117,9 +117,9 @@ def test_a_killed_run_goes_on_where_it_was(model, whole, tmp_path, at):
 def test_hidden_states_that_a_layer_has_half_written_are_not_what_it_begins_with(model, whole, tmp_path, monkeypatch):
     count, failed = collection._count, []
 
-    def fail_once(*arguments):
-        found = count(*arguments)
-        if arguments[2] == 3 and not failed:
+    def fail_once(*arguments, **keywords):
+        found = count(*arguments, **keywords)
+        if arguments[1] == 3 and not failed:
             failed.append(3)
             raise RuntimeError("stop")
         return found
@@ -139,13 +139,13 @@ def test_an_interruption_while_small_arrays_are_joined(model, whole, tmp_path, m
         patch.setattr("neuronrank.statistics_writer.write_json", refuse)
         with pytest.raises(RuntimeError, match="stop"):
             collect(model, tmp_path / "statistics")
-    monkeypatch.setattr(collection, "_count", lambda *_a: pytest.fail("a layer ran again"))
+    monkeypatch.setattr(collection, "_count", lambda *_a, **_k: pytest.fail("a layer ran again"))
     collect(model, tmp_path / "statistics")
     assert files_of(tmp_path / "statistics") == whole
 
 
 def test_other_settings_do_not_go_on_with_it(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(collection, "_count", lambda *_a: (_ for _ in ()).throw(RuntimeError("stop")))
+    monkeypatch.setattr(collection, "_count", lambda *_a, **_k: (_ for _ in ()).throw(RuntimeError("stop")))
     with pytest.raises(RuntimeError):
         collect(model, tmp_path / "statistics")
     (left,) = tmp_path.iterdir()
@@ -157,7 +157,7 @@ def test_other_settings_do_not_go_on_with_it(model, tmp_path, monkeypatch):
 
 
 def test_bad_input_leaves_nothing(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(collection, "_count", lambda *_a: (_ for _ in ()).throw(NotFiniteError("stop")))
+    monkeypatch.setattr(collection, "_count", lambda *_a, **_k: (_ for _ in ()).throw(NotFiniteError("stop")))
     with pytest.raises(NotFiniteError):
         collect(model, tmp_path / "statistics")
     assert not list(tmp_path.iterdir())

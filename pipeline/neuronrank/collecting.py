@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import transformers
 
 import neuronrank
 from neuronrank import __version__
-from neuronrank.checkpoint import ModelArtifact
-from neuronrank.collection import CollectParams, LayerStatistics, collect_layers, find_classes
+from neuronrank.checkpoint import Checkpoint, ModelArtifact
+from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route, collect_layers, find_classes
 from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
 from neuronrank.skeleton import manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
@@ -23,12 +25,23 @@ log = logging.getLogger("neuronrank")
 Layers = Iterator[LayerStatistics]
 
 
+@dataclass(frozen=True)
+class Propagation:
+    """How documents run on from a layer to the next one when not with its weights as they are."""
+
+    described: dict[str, Any]
+    """What the manifest says of it; `propagation` among it."""
+    prune: Callable[[dict[str, Any], StatisticsWriter, Classes, LayerStatistics], Checkpoint]
+    """Given manifest, writer and classes of the artifact and the statistics of a layer: the weights to go on with."""
+
+
 def collect_statistics(
     model: ModelArtifact,
     windows: Windows,
     options: CollectParams,
     out: Path,
     shown: Callable[[Layers, int], Layers] = lambda layers, _n: layers,
+    propagation: Propagation | None = None,
 ) -> torch.device:
     """Run the windows through the model once and write what is kept; `out` appears whole or not at all.
 
@@ -40,6 +53,7 @@ def collect_statistics(
         options: what to keep.
         out: directory to write.
         shown: given the layers and their number, yields them on, for a progress bar.
+        propagation: how documents run on from layer to layer; None is dense, with the weights as they are.
 
     Returns:
         The device that it ran on: CUDA when there is one.
@@ -55,6 +69,7 @@ def collect_statistics(
     token_ids = torch.from_numpy(windows.token_ids).long()
     classes = find_classes(token_ids, options)
     manifest = _manifest(model, windows, options, streamed)
+    manifest["collect"] |= propagation.described if propagation else {"propagation": "dense"}
     with resumable_directory(out, _key(manifest, options, device)) as work:
         writer = StatisticsWriter(work, n_layers, options.profile)
         writer.write_tokens(windows.token_ids)
@@ -63,7 +78,9 @@ def collect_statistics(
         first = writer.n_complete
         if first:
             log.info("going on with layer %d of %d: an interrupted run completed those before", first, n_layers)
-        for layer in shown(collect_layers(streamed, token_ids, options, classes, work, first), n_layers - first):
+        prune = partial(propagation.prune, manifest, writer, classes) if propagation else None
+        layers = collect_layers(streamed, token_ids, options, classes, Route(work, first, prune))
+        for layer in shown(layers, n_layers - first):
             writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
     return device
@@ -97,7 +114,6 @@ def _manifest(
         },
         "collect": {
             "dtype": options.dtype,
-            "propagation": "dense",
             "classes": options.classes,
             "topics": options.topics.model_dump(),
             "gram": options.gram,

@@ -1,6 +1,6 @@
 """The one forward pass over the calibration documents: layer after layer, every tap counted."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from neuronrank.accumulation import Accumulation
-from neuronrank.checkpoint import require_finite
+from neuronrank.checkpoint import Checkpoint, require_finite
 from neuronrank.errors import NotFiniteError
 from neuronrank.hidden_states import HiddenStates
 from neuronrank.module_views import view_of
@@ -55,6 +55,18 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
+class Route:
+    """How documents get from layer to layer."""
+
+    directory: Path | None = None
+    """Where hidden states are kept in files; None keeps them in memory."""
+    first: int = 0
+    """Layer to begin with, when an interrupted run has completed those before it and left its files."""
+    prune: Callable[[LayerStatistics], Checkpoint] | None = None
+    """Given a layer's statistics, returns the weights with which its documents run on; None leaves them as they are."""
+
+
+@dataclass(frozen=True)
 class Classes:
     """The token classes of the calibration text, the same for all layers."""
 
@@ -84,8 +96,7 @@ def collect_layers(
     token_ids: Tensor,
     params: CollectParams,
     classes: Classes,
-    directory: Path | None = None,
-    first: int = 0,
+    route: Route = Route(),
 ) -> Iterator[LayerStatistics]:
     """Yield the statistics of layer 0, 1, … as each has seen all documents.
 
@@ -94,8 +105,7 @@ def collect_layers(
         token_ids: (N, T), every document of the same length, without padding.
         params: what to keep. `documents_per_batch` bounds the memory of a layer's activations.
         classes: of `find_classes`.
-        directory: where hidden states are kept in files; None keeps them in memory.
-        first: layer to begin with, when an interrupted run has completed those before it and left its files.
+        route: how documents get from layer to layer.
 
     Raises:
         NotFiniteError: a weight or an activation is NaN or infinite; names module or tap, and layer.
@@ -103,9 +113,9 @@ def collect_layers(
     """
     profile = PROFILES[params.profile]
     n_topics = params.topics.micro_topics if profile.topical else 0
-    hidden = model.hidden_states(token_ids, directory)
-    batches = model.start(token_ids, params.documents_per_batch, None if first else hidden.entering(0))
-    for index in range(first, len(model.layers)):
+    hidden = model.hidden_states(token_ids, route.directory)
+    batches = model.start(token_ids, params.documents_per_batch, None if route.first else hidden.entering(0))
+    for index in range(route.first, len(model.layers)):
         topics = _topics(hidden.entering(index), batches, params, index, model.device) if n_topics else None
         context = Context(
             n_documents=len(token_ids),
@@ -116,11 +126,15 @@ def collect_layers(
             n_topics=n_topics,
             gram=params.gram,
         )
-        with model.loaded_layer(index) as layer:
-            weights = _reduce_weights(model, index)
-            arrays = _count(model, layer, index, batches, hidden, context)
+        weights = _reduce_weights(model, index)
+        arrays = _count(model, index, batches, hidden, context, runs_on=route.prune is None)
         arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
-        yield LayerStatistics(index, arrays, weights)
+        found = LayerStatistics(index, arrays, weights)
+        if route.prune:
+            with model.loaded_layer(index, route.prune(found)) as layer:
+                for batch in batches:
+                    hidden.leaving(index)[batch.rows] = model.run(layer, index, batch, hidden).cpu()
+        yield found
 
 
 def _topics(
@@ -135,15 +149,15 @@ def _topics(
 
 def _count(
     model: StreamedModel,
-    layer: torch.nn.Module,
     index: int,
     batches: list[MicroBatch],
     hidden: HiddenStates,
     context: Context,
+    runs_on: bool,
 ) -> Arrays:
-    """Run all documents through one layer and return what its accumulators found."""
+    """Run all documents through one layer and return what its accumulators found; keep what leaves if they run on."""
     sections = model.skeleton.sections(index)
-    with Accumulation(context) as accumulation:
+    with model.loaded_layer(index) as layer, Accumulation(context) as accumulation:
         for batch in batches:
 
             def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
@@ -151,7 +165,9 @@ def _count(
                 accumulation.add(tap, Tapped(by_document, rows))
 
             with tapped(layer, model.layout.taps, sections, on_tap):
-                model.advance(layer, index, batch, hidden)
+                output = model.run(layer, index, batch, hidden)
+            if runs_on:
+                hidden.leaving(index)[batch.rows] = output.cpu()
         found = accumulation.result()
     _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
     return {key: values.numpy() for key, values in found.items()}

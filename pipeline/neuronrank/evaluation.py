@@ -42,7 +42,11 @@ def load_model(
         MismatchError: a tensor is not the one that was fetched, the checkpoint lacks one that the model needs, or the
             mask was made for another model.
     """
-    weights = artifact.checkpoint() if masks is None else MaskedCheckpoint(artifact, masks)
+    if masks is None:
+        weights = artifact.checkpoint()
+    else:
+        masks.require_model(artifact.fingerprint, artifact.directory)
+        weights = MaskedCheckpoint(artifact, masks)
     skeleton = Skeleton(weights, dtype)
     skeleton.load_outside(device)
     for index in range(len(skeleton.layers)):

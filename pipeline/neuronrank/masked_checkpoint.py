@@ -1,24 +1,43 @@
 """A checkpoint whose tensors are read with the removed weights as zeros."""
 
+from typing import Protocol
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError
-from neuronrank.mask_store import MaskFile
+
+
+class Masks(Protocol):
+    """What is read of masks: `mask_store.MaskFile`, or some that were just made."""
+
+    @property
+    def weights(self) -> list[str]:
+        """Names of the masked weights."""
+
+    @property
+    def untied(self) -> dict[str, str]:
+        """A masked weight -> the weight that it must become a copy of before it is masked."""
+
+    def keep(self, weight: str) -> NDArray[np.bool_]:
+        """Return the mask of one weight, in the shape that it is stored in, True = kept."""
 
 
 class MaskedCheckpoint(Checkpoint):
     """As `Checkpoint`; an output head that the mask unties is a tensor of its own."""
 
-    def __init__(self, model: ModelArtifact, masks: MaskFile) -> None:
+    def __init__(self, model: ModelArtifact, masks: Masks) -> None:
         """Open the weights.
 
+        Args:
+            model: that the masks were made for.
+            masks: which weights are read as zeros.
+
         Raises:
-            MismatchError: the mask was made for another model.
             SourceError: see `Checkpoint`.
         """
-        masks.require_model(model.fingerprint, model.directory)
         super().__init__(model.weights_directory, model.tensors)
         self._masks = masks
         self._masked = set(masks.weights)
@@ -51,6 +70,6 @@ class MaskedCheckpoint(Checkpoint):
         keep = self._masks.keep(name)
         if tensor.shape != keep.shape:
             raise MismatchError(
-                f"{self._masks.path}: masks {name} of shape {keep.shape}, the model has {tuple(tensor.shape)}"
+                f"{name}: its mask has shape {keep.shape}, the model's weight {tuple(tensor.shape)}. Of another model?"
             )
         return tensor.masked_fill(torch.from_numpy(np.logical_not(keep)), 0)

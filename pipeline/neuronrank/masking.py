@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.checkpoint import ModelArtifact
+from neuronrank.errors import MismatchError
 from neuronrank.mask_store import pack, write_masks
 from neuronrank.module_views import write_view
 from neuronrank.patterns import Pattern
-from neuronrank.pruning import iter_masks, modules_with_idle_factor, pruned_head, unscored_lines
+from neuronrank.pruning import ModuleMask, iter_masks, modules_with_idle_factor, pruned_head, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, summary_lines
 from neuronrank.score_store import Factors
 
@@ -40,20 +42,17 @@ def make_masks(
         ParamsError, MismatchError, NotFiniteError, DegenerateError: see `iter_masks`.
         StorageError: the disk refused a write.
     """
+    _require_its_pattern(header, pattern)
     for line in unscored_lines(header, pattern):
         log.info("%s", line)
     modules: list[dict[str, Any]] = []
     packed: dict[str, NDArray[np.uint8]] = {}
     shapes: dict[str, list[int]] = {}
-    for weight, masks in groupby(iter_masks(model, factors, header, pattern), lambda mask: mask.entry["weight"]):
-        for mask in masks:  # those of one weight come one after the other
-            if weight not in shapes:
-                shapes[weight] = _stored_shape(model, mask.entry)
-                kept = np.ones(shapes[weight], dtype=np.bool_)
-            write_view(kept, mask.entry, mask.keep)
+    for weight, kept, masks in whole_weights(model, iter_masks(model, factors, header, pattern)):
+        packed[weight], shapes[weight] = pack(kept), list(kept.shape)
+        for mask in masks:
             modules.append(mask.describe())
             log.info("%s", module_line(modules[-1]))
-        packed[weight] = pack(kept)
     for line in summary_lines(modules):
         log.info("%s", line)
     idle = modules_with_idle_factor(factors, header, pattern)
@@ -73,7 +72,28 @@ def make_masks(
     return {"sparsity": sparsity, "removed": removed, "parts": part_counts(modules), "modules": modules}
 
 
-def _stored_shape(model: ModelArtifact, entry: dict[str, Any]) -> list[int]:
-    """Return the shape of a module's weight in the checkpoint; that of an untied head is not there yet."""
-    stored = model.tensors.get(entry["weight"])
-    return list(entry["shape"] if stored is None else stored["shape"])
+def _require_its_pattern(header: dict[str, Any], pattern: Pattern) -> None:
+    """Refuse another pattern than the one by which layers were pruned while the statistics were collected."""
+    sequential = header["collect"].get("sequential")
+    if sequential and sequential["pattern"] != pattern.params.model_dump(mode="json"):
+        raise MismatchError(
+            f"scores of {header['recipe']!r}: their statistics were collected through layers pruned with another "
+            f"pattern ({sequential['pattern']}) and serve that one alone. Use scores of dense statistics"
+        )
+
+
+def whole_weights(
+    model: ModelArtifact, masks: Iterable[ModuleMask]
+) -> Iterator[tuple[str, NDArray[np.bool_], list[ModuleMask]]]:
+    """Join the masks of modules that share a weight; those of one weight come one after the other.
+
+    Yields:
+        The weight's name, its mask in the shape that it is stored in, True = kept, and the modules' own.
+    """
+    for weight, sharing in groupby(masks, lambda mask: mask.entry["weight"]):
+        found = list(sharing)
+        stored = model.tensors.get(weight)  # that of an untied head is not there yet
+        kept = np.ones(found[0].entry["shape"] if stored is None else stored["shape"], dtype=np.bool_)
+        for mask in found:
+            write_view(kept, mask.entry, mask.keep)
+        yield weight, kept, found

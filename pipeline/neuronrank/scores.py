@@ -16,6 +16,8 @@ from neuronrank.statistics_store import Module, Statistics
 from neuronrank.tap_statistics import TapStatistics
 
 Vector = NDArray[np.float64]
+SEQUENTIAL = "sequential"
+"""How a manifest calls propagation through layers that are pruned already."""
 
 
 def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
@@ -36,10 +38,22 @@ def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
         MismatchError: a factor's width is not the module's; or more was asked for than is stored.
         ParamsError: a kind of weight that the part does not have.
     """
+    _require_its_recipe(statistics, recipe)
     factors: Factors = {}
     for step in factor_steps(statistics, recipe):
         factors |= step()
     return factors
+
+
+def _require_its_recipe(statistics: Statistics, recipe: Recipe) -> None:
+    """Refuse to score statistics of layers that were pruned on the way by another recipe."""
+    collect = statistics.manifest["collect"]
+    if collect["propagation"] == SEQUENTIAL and collect["sequential"]["parts"] != scored_parts(recipe):
+        methods = ", ".join(f"{name}: {part['method']}" for name, part in collect["sequential"]["parts"].items())
+        raise MismatchError(
+            f"{statistics.directory}: was collected through layers pruned by another recipe ({methods}), or with other "
+            f"parameters, and serves that one alone. Score dense statistics instead: dvc repro collect"
+        )
 
 
 def factor_steps(statistics: Statistics, recipe: Recipe) -> Iterator[Callable[[], Factors]]:

@@ -95,8 +95,13 @@ class Skeleton:
         if known - found:
             raise MismatchError(f"{type(layer).__name__}: has no linear modules {sorted(known - found)} of its layout")
 
-    def load(self, names: Sequence[str], device: torch.device) -> None:
-        """Give parameters the values of these tensors of the checkpoint, converted where the architecture needs it.
+    def load(self, names: Sequence[str], device: torch.device, weights: Checkpoint | None = None) -> None:
+        """Give parameters the values of these tensors of a checkpoint, converted where the architecture needs it.
+
+        Args:
+            names: of tensors.
+            device: where to.
+            weights: another checkpoint of the same names; None is the model's own.
 
         Raises:
             MismatchError: a tensor does not fit.
@@ -104,7 +109,7 @@ class Skeleton:
         settings = LoadStateDictConfig(
             weight_mapping=deepcopy(self._mapping), dtype=self.dtype, device_map={"": device}
         )
-        tensors = {name: self.weights.tensor(name) for name in names}
+        tensors = {name: (weights or self.weights).tensor(name) for name in names}
         with _no_progress_bar():  # one for every layer
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, settings, None)
         faults = {"unexpected": info.unexpected_keys, "wrong shape": info.mismatched_keys, "": info.conversion_errors}
@@ -137,13 +142,13 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
 
-    def load_layer(self, index: int, device: torch.device) -> nn.Module:
-        """Load one decoder layer and return it.
+    def load_layer(self, index: int, device: torch.device, weights: Checkpoint | None = None) -> nn.Module:
+        """Load one decoder layer and return it; `weights` as of `load`.
 
         Raises:
             MismatchError: the checkpoint lacks a tensor of it, or one does not fit.
         """
-        self.load(self.of_layer[index], device)
+        self.load(self.of_layer[index], device, weights)
         for name, parameter in self.layers[index].named_parameters(prefix=f"{self.layout.layers}.{index}"):
             self._require_loaded(name, parameter)
         return self.layers[index]

@@ -52,6 +52,11 @@ class Module:
     """Whether the tensor is stored as (I, O)."""
 
 
+def module_of(entry: dict[str, Any]) -> Module:
+    """Return a module of its entry in the manifest."""
+    return Module(**{**entry, "shape": tuple(entry["shape"])})
+
+
 class Statistics:
     """A complete statistics artifact, opened for reading."""
 
@@ -69,7 +74,7 @@ class Statistics:
         except (FileNotFoundError, ValueError) as err:
             raise ArtifactError(f"{directory / 'taps.zarr'}: not a readable Zarr group ({err}). Run: {_RUN}") from err
         try:
-            self.modules = [Module(**{**entry, "shape": tuple(entry["shape"])}) for entry in self.manifest["modules"]]
+            self.modules = [module_of(entry) for entry in self.manifest["modules"]]
         except (TypeError, KeyError) as err:
             raise ArtifactError(f"{directory / MANIFEST}: a module's entry is incomplete ({err}). Run: {_RUN}") from err
         self.n_documents: int = self.manifest["calibration"]["n_windows"]

@@ -84,7 +84,7 @@ class StatisticsWriter:
         """
         chunks: list[tuple[Any, NDArray[Any]]] = []
         waiting: dict[str, NDArray[Any]] = {f"weights/{name}": values for name, values in weights.items()}
-        for (group, name), values in self._derived(arrays).items():
+        for (group, name), values in self.stored(arrays).items():
             spec = ARRAYS[name]
             if spec.stacked:
                 waiting[f"stacked/{group}/{name}"] = values
@@ -127,8 +127,8 @@ class StatisticsWriter:
         held = {"profile": self._profile, "arrays": dict(sorted(groups.items()))}
         write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, **held})
 
-    def _derived(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
-        """Round, add totals and derived arrays, and drop the document sums that the profile does not keep."""
+    def stored(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
+        """Return what is stored of a layer: rounded, with totals and derived arrays, without what is not kept."""
         kept: dict[tuple[str, str], NDArray[Any]] = {}
         for (group, name), values in arrays.items():
             rounded = self._rounded(name, values)

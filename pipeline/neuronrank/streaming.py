@@ -50,13 +50,17 @@ class StreamedModel:
         self._model: Any = self.skeleton.model
 
     @contextmanager
-    def loaded_layer(self, index: int) -> Iterator[nn.Module]:
+    def loaded_layer(self, index: int, weights: Checkpoint | None = None) -> Iterator[nn.Module]:
         """Give layer `index` with its weights; they are released on leaving.
+
+        Args:
+            index: of the layer.
+            weights: another checkpoint of the same names; None is the model's own.
 
         Raises:
             MismatchError: the checkpoint lacks a tensor of this layer.
         """
-        layer = self.skeleton.load_layer(index, self.device)
+        layer = self.skeleton.load_layer(index, self.device, weights)
         try:
             yield layer
         finally:
@@ -102,11 +106,12 @@ class StreamedModel:
         setattr(self._model.get_submodule(parent), attribute, layers)
 
     @torch.no_grad()
-    def advance(self, layer: nn.Module, index: int, batch: MicroBatch, hidden: HiddenStates) -> None:
-        """Run one micro-batch through a loaded layer."""
+    def run(self, layer: nn.Module, index: int, batch: MicroBatch, hidden: HiddenStates) -> Tensor:
+        """Run one micro-batch through a loaded layer and return what leaves it, (B, T, H)."""
         arguments, keywords = batch.calls[index]
         output = layer(hidden.entering(index)[batch.rows].to(self.device), *arguments, **keywords)
-        hidden.leaving(index)[batch.rows] = (output[0] if isinstance(output, tuple) else output).cpu()
+        leaving: Tensor = output[0] if isinstance(output, tuple) else output
+        return leaving
 
 
 class _Recorder(nn.Module):
