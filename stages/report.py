@@ -8,7 +8,7 @@ from neuronrank.files import output_directory
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.reporting.details import FACTOR_COLUMNS, SPARSITY_COLUMNS, factor_percentiles, sparsity_by_layer
 from neuronrank.reporting.page import render
-from neuronrank.reporting.params import ReportParams, SweepParams
+from neuronrank.reporting.params import ReportParams, SequentialParams, SweepParams
 from neuronrank.reporting.results import Inputs, flat, gather, protocol
 from neuronrank.reporting.tables import markdown, write_csv
 from stages._command import InDirectory, Metrics, OutPath, stage_command
@@ -29,6 +29,7 @@ def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
     """Write table.md, results.csv, sparsity_by_layer.csv, factors.csv and index.html."""
     read = read_params(params)
     sweep = validate(SweepParams, lookup(read, "sweep"), "sweep")
+    sequential = validate(SequentialParams, lookup(read, "sequential"), "sequential")
     options = validate(ReportParams, lookup(read, "report"), "report")
     inputs = Inputs(
         losses=artifacts / "losses",
@@ -38,7 +39,7 @@ def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
         prune_metrics=measured / "prune",
         eval_metrics=measured / "eval",
     )
-    rows = gather(inputs, sweep, options)
+    rows = gather(inputs, sweep, sequential, options)
     sparsity, factors = sparsity_by_layer(inputs, sweep), factor_percentiles(inputs, sweep)
     with output_directory(out) as partial:
         write_csv(partial / "results.csv", list(flat(rows[0])), [flat(row) for row in rows])

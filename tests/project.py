@@ -5,11 +5,11 @@ from pathlib import Path
 import yaml
 from click.testing import CliRunner, Result
 
-from stages import collect, eval, fetch, prepare, prune, report, score
+from stages import collect, eval, fetch, prepare, prune, report, score, sequential
 
 STAGES = {
     module.__name__.removeprefix("stages."): module.main
-    for module in (collect, eval, fetch, prepare, prune, report, score)
+    for module in (collect, eval, fetch, prepare, prune, report, score, sequential)
 }
 WANDA = {"method": "wanda", "weight_exp": 1.0, "activation_exp": 1.0}
 TFIDF = {"method": "neuronrank_tfidf", "mode": "doc", "weight_exp": 1.0, "tf_exp": 1.0, "idf_exp": 1.0, "q_active": 0.6}
@@ -39,6 +39,7 @@ def tiny_params(model: Path, texts: Path) -> dict:
             "2of4": {"rule": "n_of_m", "keep_n": 2, "group_m": 4},
         },
         "sweep": {"recipes": ["wanda", "hybrid"], "patterns": ["50pct"]},
+        "sequential": {"recipes": ["hybrid"], "patterns": ["50pct"]},
         "eval": {"dtype": "float32", "windows_per_batch": 2, "seed": 0},
         "report": {"reference": "wanda", "seed": 0},
     }
@@ -93,6 +94,15 @@ class Project:
         out = ["--losses", str(self.artifacts / f"losses/{recipe}/{pattern}.safetensors")]
         return self.stage("eval", *inputs, *out, metrics=f"eval/{recipe}/{pattern}.json")
 
+    def sequential(self, recipe: str, pattern: str) -> Result:
+        inputs = ["--model", str(self.artifacts / "model"), "--tokens", str(self.artifacts / "tokens/calibration")]
+        name = f"{recipe}_sequential"
+        out = ["--statistics", str(self.artifacts / f"sequential/{recipe}/{pattern}"), "--out"]
+        by = ["--by", recipe, pattern]
+        return self.stage(
+            "sequential", *by, *inputs, *out, str(self.mask(name, pattern)), metrics=f"prune/{name}/{pattern}.json"
+        )
+
     def report(self) -> Result:
         paths = ["--artifacts", str(self.artifacts), "--measured", str(self.metrics)]
         return self.stage("report", *paths, "--out", str(self.artifacts / "report"), metrics="report.json")
@@ -102,7 +112,7 @@ class Project:
         steps = [self.fetch("model"), self.fetch("text"), self.prepare(), self.collect(), self.eval()]
         for recipe in ("wanda", "hybrid"):
             steps += [self.score(recipe), self.prune(recipe, "50pct"), self.eval(recipe, "50pct")]
-        steps.append(self.report())
+        steps += [self.sequential("hybrid", "50pct"), self.eval("hybrid_sequential", "50pct"), self.report()]
         for step in steps:
             assert step.exit_code == 0, step.output
 

@@ -171,9 +171,12 @@ def test_such_statistics_serve_no_other_recipe_or_pattern(model, token_ids, tmp_
         pruned(model, statistics, "wanda", {**HALF, "sparsity": 0.6}, tmp_path / "mask")
 
 
-@pytest.mark.parametrize("pattern", [{**HALF, "group": "global"}, {**HALF, "lm_head": True}])
-def test_what_needs_all_layers_at_once_is_refused(model, pattern):
-    with pytest.raises(ParamsError, match="a layer is pruned before the next one is seen"):
+@pytest.mark.parametrize(
+    ("pattern", "why"),
+    [({**HALF, "group": "global"}, "compares the weights of all layers"), ({**HALF, "lm_head": True}, "is no layer")],
+)
+def test_what_needs_all_layers_at_once_is_refused(model, pattern, why):
+    with pytest.raises(ParamsError, match=f"propagation sequential: .*{why}"):
         sequential(model, recipe_of("wanda"), read_pattern(pattern, "pattern"))
 
 

@@ -31,6 +31,19 @@ def why_unfit(recipe: Recipe, pattern: Pattern) -> str | None:
     return None if found else f"the recipe scores {', '.join(parts) or 'nothing'}, which the pattern leaves dense"
 
 
+def why_not_by_layer(pattern: Pattern) -> str | None:
+    """Return why a pattern cannot prune one layer before the next one is looked at; None when it can.
+
+    Args:
+        pattern: rule and selection.
+    """
+    if getattr(pattern.params, "group", None) == "global":
+        return "group: global compares the weights of all layers, and a layer is pruned before the next one is seen"
+    if pattern.params.lm_head:
+        return "lm_head: true prunes the output head, which is no layer"
+    return None
+
+
 def _is_constant_in_rows(name: str, part: RecipePart) -> bool:
     """Say whether a part has modules in which only factors on rows count: q, k, v, gate and up by their neurons."""
     element = part.method.element(name, part.params)

@@ -1,12 +1,13 @@
 """The whole parameter file at once: every section, every recipe, every pattern."""
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from neuronrank import registry
 from neuronrank.collection import CollectParams
-from neuronrank.compatibility import why_unfit
+from neuronrank.compatibility import why_not_by_layer, why_unfit
 from neuronrank.errors import ParamsError
 from neuronrank.evaluation import EvalParams
 from neuronrank.params import lookup, read_params, require_names, validate
@@ -14,7 +15,7 @@ from neuronrank.patterns import read_pattern
 from neuronrank.planning import require_sufficient
 from neuronrank.recipes import read_recipe
 from neuronrank.registry import nearest
-from neuronrank.reporting.params import ReportParams, SweepParams
+from neuronrank.reporting.params import ReportParams, SequentialParams, SweepParams
 from neuronrank.sources import read_source, read_texts
 from neuronrank.tokenisation import PrepareParams
 
@@ -26,9 +27,12 @@ _SECTIONS: dict[str, Callable[[Any, str], Any]] = {
     "recipes": lambda value, where: _each(read_recipe, value, where),
     "patterns": lambda value, where: _each(read_pattern, value, where),
     "sweep": lambda value, where: validate(SweepParams, value, where),
+    "sequential": lambda value, where: validate(SequentialParams, value, where),
     "eval": lambda value, where: validate(EvalParams, value, where),
     "report": lambda value, where: validate(ReportParams, value, where),
 }
+_PAIRS = ("sweep", "sequential")
+"""Sections that name recipes and patterns, each with each."""
 
 
 def check_params(path: Path) -> tuple[int, int]:
@@ -88,13 +92,16 @@ def _insufficient(sections: dict[str, Any]) -> list[str]:
 
 def _unfit(sections: dict[str, Any]) -> list[str]:
     """Return a fault for every pattern of the sweep that cannot prune by a recipe's scores."""
-    sweep = sections["sweep"]
     faults = []
-    for name in sweep.recipes:
-        for pattern_name in sweep.patterns:
-            why = why_unfit(sections["recipes"][name], sections["patterns"][pattern_name])
-            if why:
-                faults.append(f"sweep: pattern {pattern_name!r} cannot prune recipe {name!r}: {why}")
+    for section in _PAIRS:
+        for name in sections[section].recipes:
+            for pattern_name in sections[section].patterns:
+                pattern = sections["patterns"][pattern_name]
+                why = why_unfit(sections["recipes"][name], pattern)
+                if section == "sequential" and not why:
+                    why = why_not_by_layer(pattern)
+                if why:
+                    faults.append(f"{section}: pattern {pattern_name!r} cannot prune recipe {name!r}: {why}")
     return faults
 
 
@@ -106,13 +113,13 @@ def _dangling(params: dict[str, Any], sections: dict[str, Any]) -> list[str]:
         sections: of it, those that are sound.
     """
     faults, sweep = [], sections.get("sweep")
-    for section in ("recipes", "patterns"):
-        held = params.get(section)
+    for section, kind in product(_PAIRS, ("recipes", "patterns")):
+        held = params.get(kind)
         known = [str(name) for name in held] if isinstance(held, dict) else []  # a faulty one is there all the same
-        for name in getattr(sweep, section, ()) if known else ():
+        for name in getattr(sections.get(section), kind, ()) if known else ():
             if name not in known:
                 near = nearest(name, known)
-                faults.append(f"sweep.{section}: {name!r} is not in {section}{near}; there are: {', '.join(known)}")
+                faults.append(f"{section}.{kind}: {name!r} is not in {kind}{near}; there are: {', '.join(known)}")
     if sweep and "report" in sections and sections["report"].reference not in sweep.recipes:
         reference = sections["report"].reference
         faults.append(f"report.reference: {reference!r} is not in sweep.recipes, so it is never evaluated")

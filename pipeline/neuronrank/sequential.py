@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.collecting import Propagation
 from neuronrank.collection import Classes, LayerStatistics
+from neuronrank.compatibility import why_not_by_layer
 from neuronrank.errors import ArtifactError, ParamsError
 from neuronrank.masked_checkpoint import MaskedCheckpoint
 from neuronrank.masking import whole_weights
@@ -36,12 +37,9 @@ def sequential(model: ModelArtifact, recipe: Recipe, pattern: Pattern) -> Propag
     Raises:
         ParamsError: the pattern compares weights of all layers, or prunes the output head.
     """
-    params = pattern.params
-    if params.lm_head or getattr(params, "group", None) == "global":
-        raise ParamsError(
-            f"propagation {SEQUENTIAL}: a layer is pruned before the next one is seen, so that a pattern cannot "
-            f"compare weights of all layers (group: global) nor prune the output head (lm_head: true)"
-        )
+    why = why_not_by_layer(pattern)
+    if why:
+        raise ParamsError(f"propagation {SEQUENTIAL}: {why}")
 
     def prune(
         manifest: dict[str, Any], writer: StatisticsWriter, classes: Classes, layer: LayerStatistics
@@ -57,7 +55,7 @@ def sequential(model: ModelArtifact, recipe: Recipe, pattern: Pattern) -> Propag
 
     described = {
         "propagation": SEQUENTIAL,
-        "sequential": {"parts": scored_parts(recipe), "pattern": params.model_dump(mode="json")},
+        "sequential": {"parts": scored_parts(recipe), "pattern": pattern.params.model_dump(mode="json")},
     }
     return Propagation(described, prune)
 

@@ -12,6 +12,13 @@ class SweepParams(Section):
     patterns: list[str] = Field(min_length=1)
 
 
+class SequentialParams(Section):
+    """Which recipes are also pruned layer by layer, each on what the pruned layers before it give."""
+
+    recipes: list[str]
+    patterns: list[str]
+
+
 class ReportParams(Section):
     """How recipes are compared."""
 

@@ -12,9 +12,11 @@ from neuronrank.errors import ParamsError
 from neuronrank.files import read_json
 from neuronrank.losses import read_losses, read_losses_header, require_comparable
 from neuronrank.mask_store import MaskFile
-from neuronrank.reporting.params import ReportParams, SweepParams
+from neuronrank.reporting.params import ReportParams, SequentialParams, SweepParams
 
 _RUN = "dvc repro"
+_SEQUENTIAL = "_sequential"
+"""Ends the name of a recipe that was done layer by layer; its pruning holds its calibration."""
 Losses = dict[str, NDArray[np.float64]]
 
 
@@ -52,8 +54,8 @@ class Row:
     seconds: dict[str, float]
 
 
-def gather(inputs: Inputs, sweep: SweepParams, options: ReportParams) -> list[Row]:
-    """Return, for every text, the dense row and then every pattern and recipe of the sweep.
+def gather(inputs: Inputs, sweep: SweepParams, sequential: SequentialParams, options: ReportParams) -> list[Row]:
+    """Return, for every text, the dense row and then every pattern and recipe, those done layer by layer last.
 
     Raises:
         ParamsError: the reference is not in the sweep.
@@ -63,18 +65,17 @@ def gather(inputs: Inputs, sweep: SweepParams, options: ReportParams) -> list[Ro
     if options.reference not in sweep.recipes:
         raise ParamsError(f"report.reference: {options.reference!r} is not in sweep.recipes, so it is never evaluated")
     dense = read_losses(inputs.losses / "dense.safetensors")
-    losses = {
-        (recipe, pattern): _comparable_losses(inputs, recipe, pattern)
-        for pattern in sweep.patterns
-        for recipe in sweep.recipes
-    }
+    pairs = [(recipe, pattern) for pattern in sweep.patterns for recipe in sweep.recipes]
+    pairs += [(f"{recipe}{_SEQUENTIAL}", pattern) for pattern in sequential.patterns for recipe in sequential.recipes]
+    losses = {pair: _comparable_losses(inputs, *pair) for pair in pairs}
     rows = []
     for text, values in dense.items():
         seconds = {"eval": float(read_json(inputs.eval_metrics / "dense.json", _RUN)["seconds"])}
         nothing = {"selected": 0.0, "linears": 0.0, "model": 0.0}
         rows.append(Row(text, "none", "dense", perplexity(values), None, None, nothing, seconds))
         for (recipe, pattern), measured in losses.items():
-            reference = None if recipe == options.reference else losses[options.reference, pattern][text]
+            compared = None if recipe == options.reference else losses.get((options.reference, pattern))
+            reference = None if compared is None else compared[text]
             rows.append(
                 Row(
                     text,
@@ -98,7 +99,7 @@ def _comparable_losses(inputs: Inputs, recipe: str, pattern: str) -> Losses:
 
 def _seconds(inputs: Inputs, recipe: str, pattern: str) -> dict[str, float]:
     files = {
-        "score": inputs.score_metrics / f"{recipe}.json",
+        **({} if recipe.endswith(_SEQUENTIAL) else {"score": inputs.score_metrics / f"{recipe}.json"}),
         "prune": inputs.prune_metrics / recipe / f"{pattern}.json",
         "eval": inputs.eval_metrics / recipe / f"{pattern}.json",
     }
