@@ -27,7 +27,7 @@ Metrics = dict[str, Any]
 
 
 def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]], click.Command]:
-    """Make a click command of a function that does a stage's work and returns its metrics.
+    """Make a click command of a function that does a stage's work and returns its metrics, or {} to write none.
 
     `example` is a command that runs, one option a line; it ends the help text.
     Adds `--params` and `--metrics`; the metrics gain `seconds` (the work), `process_seconds` (since the interpreter
@@ -42,7 +42,8 @@ def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]]
             begin = time.perf_counter()
             try:
                 measured = work(**options)
-                write_json(metrics, {**measured, **_costs(begin)})
+                if measured:  # else another process writes them
+                    write_json(metrics, {**measured, **_costs(begin)})
             except NeuronrankError as err:
                 raise click.ClickException("\n".join([str(err), *getattr(err, "__notes__", [])])) from err
 

@@ -10,10 +10,11 @@ from transformers import AutoTokenizer
 
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.comparison import perplexity, perplexity_ratio
-from neuronrank.evaluation import EvalParams, load_model, window_losses
+from neuronrank.evaluation import EvalParams, load_model, shared_losses
 from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
+from neuronrank.ranks import joined
 from neuronrank.windows import Windows, read_evaluation_windows
 from neuronrank.zero_shot import evaluate_tasks, load_tasks
 from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar, stage_command
@@ -35,7 +36,10 @@ from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar,
 @click.option("--dense", type=InFile, help="The dense model's losses, to compare with; needed with --mask.")
 @click.option("--losses", type=OutPath, required=True, help="Where to write the loss of every window.")
 def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losses: Path, params: Path) -> Metrics:
-    """Measure perplexity on every evaluation text and its ratio to the dense model's, and the tasks of zero_shot."""
+    """Measure perplexity on every evaluation text and its ratio to the dense model's, and the tasks of zero_shot.
+
+    Started by `torchrun --nproc-per-node K -m stages.eval …`, every process takes a share of the windows; tasks do not.
+    """
     if (mask is None) != (dense is None):
         raise click.UsageError("--mask and --dense go together")
     options = validate(EvalParams, lookup(read_params(params), "eval"), "eval")
@@ -46,11 +50,14 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
     texts = read_evaluation_windows(tokens, opened.tokenizer_sha256)
     tasks = load_tasks(options.zero_shot)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_model(opened, getattr(torch, options.dtype), device, masks)
-    measured = {}
-    for text, windows in texts.items():
-        with progress_bar(len(windows.token_ids), f"windows of {text}") as advance:
-            measured[text] = window_losses(network, windows.token_ids, options.windows_per_batch, advance)
+    with joined() as ranks:
+        network = load_model(opened, getattr(torch, options.dtype), device, masks)
+        measured = {}
+        for text, windows in texts.items():
+            with progress_bar(len(windows.token_ids), f"windows of {text}") as advance:
+                measured[text] = shared_losses(network, windows.token_ids, options.windows_per_batch, advance, ranks)
+        if not ranks.first:
+            return {}
     header = _header(opened, texts, options, device)
     metrics: Metrics = {"perplexity": {text: round(perplexity(values), 4) for text, values in measured.items()}}
     if masks is not None and dense is not None:

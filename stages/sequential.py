@@ -1,11 +1,12 @@
 """Collect through layers that are pruned on the way, as published procedures do, and make the mask."""
 
+from functools import partial
 from pathlib import Path
 
 import click
 
 from neuronrank.checkpoint import open_model
-from neuronrank.collecting import collect_statistics
+from neuronrank.collecting import Setup, collect_statistics
 from neuronrank.collection import CollectParams
 from neuronrank.masking import make_masks
 from neuronrank.params import lookup, read_params, validate
@@ -43,14 +44,8 @@ def main(by: tuple[str, str], model: Path, tokens: Path, statistics: Path, out: 
     propagation = sequential(opened, parts, chosen)
     windows = read_windows(tokens / "windows.safetensors")
     require_same_tokenizer(windows, tokens, opened.tokenizer_sha256)
-    collect_statistics(
-        opened,
-        windows,
-        options,
-        statistics,
-        lambda layers, n_layers: progress(layers, n_layers, "layers"),
-        propagation,
-    )
+    shown = partial(progress, what="layers")
+    collect_statistics(opened, windows, options, statistics, Setup(shown, propagation))
     collected = Statistics(statistics)
     header = score_header(collected.manifest, f"{recipe}_sequential", parts)
     made = make_masks(opened, compute_factors(collected, parts), header, chosen, pattern, out)

@@ -174,7 +174,7 @@ def test_what_was_written_before_the_machine_started_is_not_trusted(tmp_path, mo
 
     with pytest.raises(RuntimeError):
         write("first")
-    monkeypatch.setattr("neuronrank.files._boot_id", lambda: "another")
+    monkeypatch.setattr("neuronrank.files.boot_id", lambda: "another")
     assert write("second") == ["artifact"]
 
 

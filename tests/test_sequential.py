@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from neuronrank.checkpoint import open_model
-from neuronrank.collecting import collect_statistics
+from neuronrank.collecting import Setup, collect_statistics
 from neuronrank.collection import CollectParams
 from neuronrank.errors import MismatchError, ParamsError
 from neuronrank.fetching import fetch_model
@@ -54,7 +54,7 @@ def recipe_of(method: str, **params):
 def collected(model, token_ids, out, method: str, pattern: dict) -> Statistics:
     windows = Windows(token_ids.int().numpy(), {"seed": 0, "source": {}, "origins": []})
     propagation = sequential(model, recipe_of(method), read_pattern(pattern, "pattern"))
-    collect_statistics(model, windows, CollectParams.model_validate(OPTIONS), out, propagation=propagation)
+    collect_statistics(model, windows, CollectParams.model_validate(OPTIONS), out, Setup(propagation=propagation))
     return Statistics(out)
 
 

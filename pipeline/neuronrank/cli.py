@@ -67,6 +67,20 @@ def export(model: Path, mask: Path, out: Path, compact: bool) -> None:
 
 
 @main.command()
+@click.argument("parts", type=Existing, nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write.")
+def merge(parts: tuple[Path, ...], out: Path) -> None:
+    """Join statistics of different windows of one text or of several; the later parts were --fitted-on the first.
+
+    Example: neuronrank merge artifacts/statistics elsewhere/statistics --out merged
+    """
+    from neuronrank.merging_artifacts import merge_artifacts
+
+    manifest = merge_artifacts(parts, out)
+    click.echo(f"{out}: statistics of {manifest['calibration']['n_windows']} windows")
+
+
+@main.command()
 @click.option("--params", type=Existing, default="params.yaml", show_default=True, help="Parameter file.")
 def check(params: Path) -> None:
     """Validate the whole parameter file and report every fault at once.

@@ -1,6 +1,8 @@
 """A model and calibration windows -> the statistics artifact."""
 
+import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +17,10 @@ import neuronrank
 from neuronrank import __version__
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route, collect_layers, find_classes
-from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.errors import ParamsError
+from neuronrank.files import boot_id, canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.merging_artifacts import FittedOn
+from neuronrank.ranks import ALONE, Ranks
 from neuronrank.skeleton import manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.streaming import StreamedModel
@@ -35,13 +40,21 @@ class Propagation:
     """Given manifest, writer and classes of the artifact and the statistics of a layer: the weights to go on with."""
 
 
+@dataclass(frozen=True)
+class Setup:
+    """How a collection runs, and what it begins with."""
+
+    shown: Callable[[Layers, int], Layers] = lambda layers, _n: layers
+    """Given the layers and their number, yields them on, for a progress bar."""
+    propagation: Propagation | None = None
+    """How documents run on from layer to layer; None is dense, with the weights as they are."""
+    fitted_on: FittedOn | None = None
+    """An earlier artifact, whose classes and topics are taken; None finds them."""
+    ranks: Ranks = ALONE
+
+
 def collect_statistics(
-    model: ModelArtifact,
-    windows: Windows,
-    options: CollectParams,
-    out: Path,
-    shown: Callable[[Layers, int], Layers] = lambda layers, _n: layers,
-    propagation: Propagation | None = None,
+    model: ModelArtifact, windows: Windows, options: CollectParams, out: Path, setup: Setup = Setup()
 ) -> torch.device:
     """Run the windows through the model once and write what is kept; `out` appears whole or not at all.
 
@@ -49,11 +62,10 @@ def collect_statistics(
 
     Args:
         model: of `open_model`.
-        windows: of the model's tokenizer.
+        windows: of the model's tokenizer; in every process all of them.
         options: what to keep.
-        out: directory to write.
-        shown: given the layers and their number, yields them on, for a progress bar.
-        propagation: how documents run on from layer to layer; None is dense, with the weights as they are.
+        out: directory that the first process writes; beside it every process keeps its work.
+        setup: how it runs.
 
     Returns:
         The device that it ran on: CUDA when there is one.
@@ -61,39 +73,85 @@ def collect_statistics(
     Raises:
         UnknownName: no layout for this architecture.
         MismatchError, SourceError, NotFiniteError: the weights are not what they should be.
+        ParamsError: more processes than micro-batches; or several with a propagation that needs one.
         StorageError: the disk refused a write.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if setup.propagation and setup.ranks.size > 1:
+        raise ParamsError("propagation through pruned layers runs in one process. Start it without torchrun")
+    shares = setup.ranks.shares(len(windows.token_ids), options.documents_per_batch)
+    if any(share.start == share.stop for share in shares):
+        raise ParamsError(
+            f"{len(windows.token_ids)} calibration windows, {options.documents_per_batch} at once, cannot be divided "
+            f"among {len(shares)} processes. Start fewer, or lower collect.documents_per_batch"
+        )
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     streamed = StreamedModel(model.checkpoint(), getattr(torch, options.dtype), device)
-    n_layers = len(streamed.layers)
     token_ids = torch.from_numpy(windows.token_ids).long()
-    classes = find_classes(token_ids, options)
+    fitted = setup.fitted_on.fitted if setup.fitted_on else None
+    classes = find_classes(token_ids, options, fitted)
     manifest = _manifest(model, windows, options, streamed)
-    manifest["collect"] |= propagation.described if propagation else {"propagation": "dense"}
-    with resumable_directory(out, _key(manifest, options, device)) as work:
-        writer = StatisticsWriter(work, n_layers, options.profile)
+    manifest["collect"] |= setup.propagation.described if setup.propagation else {"propagation": "dense"}
+    manifest["collect"] |= {"fitted_on": setup.fitted_on.sha256 if setup.fitted_on else None}
+    ranks = setup.ranks
+
+    def layers(work: Path, writer: StatisticsWriter | None) -> Layers:
+        prune = partial(setup.propagation.prune, manifest, writer, classes) if setup.propagation and writer else None
+        directory = work if ranks.first else work / f"rank-{ranks.rank}"
+        n_complete = _agreed(ranks, directory, writer)
+        route = Route(directory, n_complete, prune, fitted, ranks)
+        left = len(streamed.layers) - n_complete
+        return setup.shown(collect_layers(streamed, token_ids, options, classes, route), left)
+
+    if not ranks.first:
+        _assist(ranks, layers)
+        return device
+    with resumable_directory(out, _key(manifest, options, device, ranks)) as work:
+        ranks.text_from_first(str(work.absolute()))
+        writer = StatisticsWriter(work, len(streamed.layers), options.profile)
         writer.write_tokens(windows.token_ids)
         if len(classes.token_ids):
             writer.write_classes(classes.token_ids, classes.count)
-        first = writer.n_complete
-        if first:
-            log.info("going on with layer %d of %d: an interrupted run completed those before", first, n_layers)
-        prune = partial(propagation.prune, manifest, writer, classes) if propagation else None
-        layers = collect_layers(streamed, token_ids, options, classes, Route(work, first, prune))
-        for layer in shown(layers, n_layers - first):
+        for layer in layers(work, writer):
             writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
     return device
 
 
-def _key(manifest: dict[str, Any], options: CollectParams, device: torch.device) -> str:
+def _agreed(ranks: Ranks, directory: Path, writer: StatisticsWriter | None) -> int:
+    """Return how many layers an interrupted run completed: none unless every process has its hidden states still."""
+    mark = directory / "since"
+    held = ranks.first or (mark.exists() and mark.read_text() == boot_id())
+    all_hold = ranks.all_hold(held)
+    if not ranks.first:
+        directory.mkdir(parents=True, exist_ok=True)
+        mark.write_text(boot_id())
+    if writer and not all_hold:
+        writer.restart()
+    n_complete = ranks.number_from_first(writer.n_complete if writer else 0)
+    if n_complete:
+        log.info("going on with layer %d: an interrupted run completed those before", n_complete)
+    return n_complete
+
+
+def _assist(ranks: Ranks, layers: Callable[[Path, None], Layers]) -> None:
+    """Run this process's documents; the first one writes what is found. Its hidden states are deleted at the end."""
+    work = Path(ranks.text_from_first(""))
+    for _ in layers(work, None):
+        pass
+    shutil.rmtree(work / f"rank-{ranks.rank}", ignore_errors=True)
+    with contextlib.suppress(OSError):  # another process's is still there, or on another machine nothing else is
+        work.rmdir()
+
+
+def _key(manifest: dict[str, Any], options: CollectParams, device: torch.device, ranks: Ranks) -> str:
     """Return the SHA-256 of all that an artifact's bytes follow from, the code included."""
     root = Path(neuronrank.__file__).parent
     sources = {str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("*.py"))}
     made_from = {
         "manifest": manifest,
         "options": options.model_dump(mode="json"),
-        "device": str(device),
+        "device": device.type,
+        "processes": ranks.size,
         "threads": torch.get_num_threads(),
         "versions": [torch.__version__, transformers.__version__, np.__version__],
         "sources": sources,

@@ -14,16 +14,18 @@ from torch import Tensor
 from neuronrank.accumulation import Accumulation
 from neuronrank.checkpoint import Checkpoint, require_finite
 from neuronrank.errors import NotFiniteError
+from neuronrank.gathering import arrays_of_all, topics_of_all
 from neuronrank.hidden_states import HiddenStates
 from neuronrank.module_views import view_of
 from neuronrank.params import Section
 from neuronrank.profiles import PROFILES, ProfileName
+from neuronrank.ranks import ALONE, Ranks
 from neuronrank.statistics import Context, Tapped, class_moments
 from neuronrank.statistics.weight_sums import weight_sums
 from neuronrank.statistics_schema import TOTALS
 from neuronrank.streaming import MicroBatch, StreamedModel
 from neuronrank.taps import tapped
-from neuronrank.topics import PROJECTED_WIDTH, TopicParams, Topics, find_topics, projection
+from neuronrank.topics import TopicParams, projected
 
 
 class CollectParams(Section):
@@ -55,18 +57,6 @@ class LayerStatistics:
 
 
 @dataclass(frozen=True)
-class Route:
-    """How documents get from layer to layer."""
-
-    directory: Path | None = None
-    """Where hidden states are kept in files; None keeps them in memory."""
-    first: int = 0
-    """Layer to begin with, when an interrupted run has completed those before it and left its files."""
-    prune: Callable[[LayerStatistics], Checkpoint] | None = None
-    """Given a layer's statistics, returns the weights with which its documents run on; None leaves them as they are."""
-
-
-@dataclass(frozen=True)
 class Classes:
     """The token classes of the calibration text, the same for all layers."""
 
@@ -78,13 +68,43 @@ class Classes:
     """(N, T) int64."""
 
 
-def find_classes(token_ids: Tensor, params: CollectParams) -> Classes:
+@dataclass(frozen=True)
+class Fitted:
+    """What an earlier artifact was fitted with, for statistics that are to be merged with it."""
+
+    class_token_ids: NDArray[np.int32]
+    """(M,)."""
+    centroids: Callable[[int], NDArray[np.float32]]
+    """Layer -> (K, 128)."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """How documents get from layer to layer."""
+
+    directory: Path | None = None
+    """Where hidden states are kept in files; None keeps them in memory."""
+    first: int = 0
+    """Layer to begin with, when an interrupted run has completed those before it and left its files."""
+    prune: Callable[[LayerStatistics], Checkpoint] | None = None
+    """Given a layer's statistics, returns the weights with which its documents run on; None leaves them as they are."""
+    fitted: Fitted | None = None
+    """Topics of an earlier artifact; None fits them."""
+    ranks: Ranks = ALONE
+    """Each process runs its own documents. What all of them found is given to the first; the others get nothing."""
+
+
+def find_classes(token_ids: Tensor, params: CollectParams, fitted: Fitted | None = None) -> Classes:
     """Choose the token classes that the parameters ask for; none with a profile that keeps none.
 
     Args:
         token_ids: (N, T).
         params: number of classes and profile.
+        fitted: its classes are taken, whatever is frequent here.
     """
+    if fitted is not None:
+        counted, of_given = class_moments.given_classes(token_ids, torch.from_numpy(fitted.class_token_ids))
+        return Classes(fitted.class_token_ids, counted.numpy(), of_given)
     wanted = params.classes if PROFILES[params.profile].classed else 0
     ids, count, of_token = class_moments.token_classes(token_ids, wanted)
     return Classes(ids.numpy().astype(np.int32), count.numpy(), of_token)
@@ -111,23 +131,30 @@ def collect_layers(
         NotFiniteError: a weight or an activation is NaN or infinite; names module or tap, and layer.
         ParamsError: more micro-topics than tokens.
     """
-    profile = PROFILES[params.profile]
+    profile, ranks = PROFILES[params.profile], route.ranks
     n_topics = params.topics.micro_topics if profile.topical else 0
-    hidden = model.hidden_states(token_ids, route.directory)
-    batches = model.start(token_ids, params.documents_per_batch, None if route.first else hidden.entering(0))
+    shares = ranks.shares(len(token_ids), params.documents_per_batch)
+    own = shares[ranks.rank]
+    hidden = model.hidden_states(token_ids[own], route.directory)
+    batches = model.start(token_ids[own], params.documents_per_batch, None if route.first else hidden.entering(0))
     for index in range(route.first, len(model.layers)):
-        topics = _topics(hidden.entering(index), batches, params, index, model.device) if n_topics else None
+        topics = None
+        if n_topics:
+            entering = projected(hidden.entering(index), [batch.rows for batch in batches], params.topics, model.device)
+            centroids = route.fitted.centroids(index) if route.fitted else None
+            topics = topics_of_all(entering, params.topics, index, centroids, shares, ranks)
         context = Context(
-            n_documents=len(token_ids),
+            n_documents=own.stop - own.start,
             profile=profile,
-            class_of_token=classes.of_token,
+            class_of_token=classes.of_token[own],
             n_classes=len(classes.token_ids),
-            topic_of_token=topics.labels if topics else token_ids,
+            topic_of_token=topics.labels[own] if topics else token_ids[own],
             n_topics=n_topics,
             gram=params.gram,
         )
-        weights = _reduce_weights(model, index)
+        weights = _reduce_weights(model, index) if ranks.first else {}
         arrays = _count(model, index, batches, hidden, context, runs_on=route.prune is None)
+        arrays = arrays_of_all(arrays, classes.of_token, len(classes.count), shares, ranks)
         arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
         found = LayerStatistics(index, arrays, weights)
         if route.prune:
@@ -135,16 +162,7 @@ def collect_layers(
                 for batch in batches:
                     hidden.leaving(index)[batch.rows] = model.run(layer, index, batch, hidden).cpu()
         yield found
-
-
-def _topics(
-    entering: Tensor, batches: list[MicroBatch], params: CollectParams, layer: int, device: torch.device
-) -> Topics:
-    onto = projection(entering.shape[-1], params.topics.seed).to(device, entering.dtype)
-    projected = torch.empty(*entering.shape[:2], PROJECTED_WIDTH, device=device)
-    for batch in batches:
-        projected[batch.rows] = (entering[batch.rows].to(device) @ onto).float()
-    return find_topics(projected, params.topics, layer)
+        ranks.wait()  # until the layer is written: another's hidden states may be needed to run it again
 
 
 def _count(

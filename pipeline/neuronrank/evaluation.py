@@ -18,6 +18,7 @@ from neuronrank.errors import NotFiniteError
 from neuronrank.mask_store import MaskFile
 from neuronrank.masked_checkpoint import MaskedCheckpoint
 from neuronrank.params import Section
+from neuronrank.ranks import Ranks
 from neuronrank.skeleton import Skeleton
 from neuronrank.zero_shot import ZeroShotParams
 
@@ -86,3 +87,17 @@ def window_losses(
     if n_bad:
         raise NotFiniteError(f"evaluation: the loss of {n_bad} of {result.size} windows is NaN or infinite")
     return result
+
+
+def shared_losses(
+    model: nn.Module,
+    token_ids: NDArray[np.int32],
+    windows_per_batch: int,
+    on_done: Callable[[int], object],
+    ranks: Ranks,
+) -> NDArray[np.float64]:
+    """As `window_losses`, every process its share of whole batches; all losses in the first one, [] in the others."""
+    shares = ranks.shares(len(token_ids), windows_per_batch)
+    own = window_losses(model, token_ids[shares[ranks.rank]], windows_per_batch, on_done)
+    parts = ranks.to_first(torch.from_numpy(own), [share.stop - share.start for share in shares])
+    return np.concatenate([part.numpy() for part in parts]) if ranks.first else np.zeros(0)

@@ -115,7 +115,7 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused a write.
     """
-    work = path.with_name(f".{path.name}.{sha256_text(key + _boot_id())[:16]}.partial")
+    work = path.with_name(f".{path.name}.{sha256_text(key + boot_id())[:16]}.partial")
     artifact = work / "artifact"
     with explain_write_errors(path, work):
         for other in path.parent.glob(f".{path.name}.*partial"):
@@ -135,7 +135,7 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
         _remove(work)
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
     """Return what differs each time the machine starts; where the system does not tell, each time it is asked."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")

@@ -119,6 +119,14 @@ class Statistics:
         """
         return np.asarray(self._read(self._array("classes", "count"), slice(None)))
 
+    def class_token_ids(self) -> NDArray[np.int32]:
+        """Return (M,) the token id of each class, most frequent first.
+
+        Raises:
+            ArtifactError: the artifact holds no classes.
+        """
+        return np.asarray(self._read(self._array("classes", "token_ids"), slice(None)))
+
     def token_ids(self) -> NDArray[np.int32]:
         """Return the (N, T) calibration tokens.
 

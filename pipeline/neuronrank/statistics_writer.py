@@ -1,6 +1,7 @@
 """Writes the statistics artifact that `statistics_store.py` reads: layer by layer, the manifest last."""
 
 import math
+import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +54,10 @@ class StatisticsWriter:
     def n_complete(self) -> int:
         """How many layers, from the first, are written."""
         return next(index for index in range(self._n_layers + 1) if not self._waiting(index).exists())
+
+    def restart(self) -> None:
+        """Begin with the first layer, whatever an earlier writer has written."""
+        shutil.rmtree(self._layers, ignore_errors=True)
 
     def _waiting(self, index: int) -> Path:
         return self._layers / f"{index:05d}.safetensors"

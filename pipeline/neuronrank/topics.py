@@ -6,6 +6,7 @@ for one width does not fit another. The fit uses a seeded sample of the tokens; 
 given to the centroid with the highest cosine. At score time micro-topics are merged to fewer along `merge_order`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,13 +55,25 @@ def projection(width: int, seed: int) -> Tensor:
     return torch.from_numpy(drawn / np.float32(np.sqrt(PROJECTED_WIDTH)))
 
 
-def find_topics(projected: Tensor, params: TopicParams, layer: int) -> Topics:
+def projected(entering: Tensor, batches: Iterable[slice], params: TopicParams, device: torch.device) -> Tensor:
+    """Project what enters a layer, (n, T, H), micro-batch by micro-batch: (n, T, 128) float32 on the device."""
+    onto = projection(entering.shape[-1], params.seed).to(device, entering.dtype)
+    found = torch.empty(*entering.shape[:2], PROJECTED_WIDTH, device=device)
+    for rows in batches:
+        found[rows] = (entering[rows].to(device) @ onto).float()
+    return found
+
+
+def find_topics(
+    projected: Tensor, params: TopicParams, layer: int, centroids: NDArray[np.float32] | None = None
+) -> Topics:
     """Cluster the tokens of one layer.
 
     Args:
         projected: (N, T, 128) float32, the projected residual stream.
         params: number of clusters, iterations, seed.
         layer: for the seed and for messages.
+        centroids: (K, 128), fitted before on other tokens; None fits them on these.
 
     Raises:
         ParamsError: fewer tokens than clusters.
@@ -73,24 +86,29 @@ def find_topics(projected: Tensor, params: TopicParams, layer: int) -> Topics:
     if not torch.isfinite(points.sum()):  # one that is not makes the sum so
         raise NotFiniteError(f"layer {layer}: the residual stream that enters it is NaN or infinite")
     points = torch.nn.functional.normalize(points, dim=1)
-    rng = np.random.default_rng([params.seed, layer])
-    sample = points[torch.from_numpy(np.sort(rng.permutation(len(points))[: SAMPLE_PER_TOPIC * k])).to(points.device)]
-    centroids = _start(sample[rng.permutation(len(sample))[: START_PER_TOPIC * k]], k, rng)
-    for _ in range(params.iterations):
-        centroids = _means(sample, _closest(sample @ centroids.T), centroids)
-    cosines = points @ centroids.T
+    fitted = _fit(points, params, layer) if centroids is None else torch.from_numpy(centroids).to(points.device)
+    cosines = points @ fitted.T
     labels = _closest(cosines)
     best = cosines.gather(1, labels[:, None])[:, 0]
     count = torch.bincount(labels, minlength=k).cpu().numpy().astype(np.int32)
     shape = projected.shape[:2]
     arrays = {
         "labels": labels.view(shape).cpu().numpy().astype(np.uint16),
-        "centroids": centroids.cpu().numpy(),
+        "centroids": fitted.cpu().numpy(),
         "count": count,
-        "merges": merge_order(centroids.cpu().numpy()),
+        "merges": merge_order(fitted.cpu().numpy()),
         "nearest": _nearest(best.cpu().numpy(), labels.cpu().numpy(), k, shape[1]),
     }
     return Topics(labels.view(shape), arrays)
+
+
+def _fit(points: Tensor, params: TopicParams, layer: int) -> Tensor:
+    k, rng = params.micro_topics, np.random.default_rng([params.seed, layer])
+    sample = points[torch.from_numpy(np.sort(rng.permutation(len(points))[: SAMPLE_PER_TOPIC * k])).to(points.device)]
+    centroids = _start(sample[rng.permutation(len(sample))[: START_PER_TOPIC * k]], k, rng)
+    for _ in range(params.iterations):
+        centroids = _means(sample, _closest(sample @ centroids.T), centroids)
+    return centroids
 
 
 def _start(points: Tensor, k: int, rng: np.random.Generator) -> Tensor:

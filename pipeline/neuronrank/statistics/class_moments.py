@@ -16,6 +16,20 @@ from neuronrank import kernels
 from neuronrank.statistics import Context, Tapped
 
 
+def given_classes(token_ids: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the tokens of each class and of all others, (M + 1,), and the class of every token, (N, T).
+
+    Args:
+        token_ids: (N, T).
+        ids: (M,) the classes' token ids.
+    """
+    known, position = torch.unique(token_ids, return_inverse=True)
+    at = {token: number for number, token in enumerate(ids.tolist())}
+    of_known = torch.tensor([at.get(token, len(ids)) for token in known.tolist()])
+    of_token = of_known[position]
+    return torch.bincount(of_token.reshape(-1), minlength=len(ids) + 1), of_token
+
+
 def token_classes(token_ids: Tensor, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the classes.
 
