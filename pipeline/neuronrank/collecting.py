@@ -20,6 +20,7 @@ from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route
 from neuronrank.errors import ParamsError
 from neuronrank.files import boot_id, canonical_json, resumable_directory, sha256_file, sha256_text
 from neuronrank.merging_artifacts import FittedOn
+from neuronrank.prediction import Needs, collected_shape, predict
 from neuronrank.ranks import ALONE, Ranks
 from neuronrank.skeleton import manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
@@ -93,6 +94,7 @@ def collect_statistics(
     manifest["collect"] |= setup.propagation.described if setup.propagation else {"propagation": "dense"}
     manifest["collect"] |= {"fitted_on": setup.fitted_on.sha256 if setup.fitted_on else None}
     ranks = setup.ranks
+    log.info("%s", _needs(streamed, shares[ranks.rank], windows, options))
 
     def layers(work: Path, writer: StatisticsWriter | None) -> Layers:
         prune = partial(setup.propagation.prune, manifest, writer, classes) if setup.propagation and writer else None
@@ -115,6 +117,14 @@ def collect_statistics(
             writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
     return device
+
+
+def _needs(streamed: StreamedModel, share: slice, windows: Windows, options: CollectParams) -> Needs:
+    kept = {"classes": options.classes, "micro_topics": options.topics.micro_topics, "gram": options.gram}
+    n_tokens = windows.token_ids.shape[1]
+    shape = collected_shape(streamed.modules, (share.stop - share.start, n_tokens), kept)
+    item_bytes = getattr(torch, options.dtype).itemsize
+    return predict(shape, options.profile, item_bytes, options.documents_per_batch, streamed.skeleton.outside_bytes)
 
 
 def _agreed(ranks: Ranks, directory: Path, writer: StatisticsWriter | None) -> int:

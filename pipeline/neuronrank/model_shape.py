@@ -7,6 +7,7 @@ from typing import Any
 from neuronrank import registry
 from neuronrank.errors import SourceError
 from neuronrank.files import read_json
+from neuronrank.planned_arrays import Shape
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,24 @@ class Sizes:
             )
             for linear in layout.linears
         ]
+
+    @property
+    def shape(self) -> Shape:
+        """What is collected of it.
+
+        Raises:
+            UnknownName: no layout for this architecture.
+        """
+        return Shape(
+            self.layers,
+            self.tap_width,
+            tuple(self.module_shapes),
+            self.windows,
+            self.window_tokens,
+            self.classes,
+            self.micro_topics,
+            self.gram,
+        )
 
     @property
     def weight_bytes(self) -> int:

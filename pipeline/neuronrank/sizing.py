@@ -15,73 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from neuronrank.model_shape import Sizes
-from neuronrank.profiles import INPUTS, PROFILES, ProfileName, holds
-from neuronrank.sketch import N_BINS
-from neuronrank.statistics_schema import ARRAYS, QUANTILES
+from neuronrank.planned_arrays import PlannedArray, planned_arrays
+from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.statistics_store import Statistics
-from neuronrank.stored_arrays import KINDS, TOKEN_IDS, WEIGHTS, StoredArray, kind_of, stored_arrays, total_bytes
-
-_PROJECTED, _NEAREST = 128, 12
-"""As in `topics.py`, which needs torch; a test compares them."""
-_WEIGHT_STATISTICS = 3
-_FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq"}
-_INTEGERS = {"token": "int32", "document": "int32", "cluster": "int32", "index": "uint32", "micro-topic": "uint16"}
-"""Units -> type of the arrays that are no sums."""
-
-
-@dataclass(frozen=True)
-class PlannedArray:
-    """An array that an artifact would hold."""
-
-    path: str
-    """As in `StoredArray`."""
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def raw_bytes(self) -> int:
-        """Bytes without compression."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
-
-
-def planned_arrays(sizes: Sizes, profile_name: ProfileName) -> list[PlannedArray]:
-    """Return every array that an artifact of this profile holds, by path, the vectors of the weights last."""
-    profile = PROFILES[profile_name]
-    paths = {f"{tap}/{name}" for tap in profile.taps for name in ARRAYS if holds(profile, tap, name)}
-    paths = {path for path in paths if sizes.classes or "/class_" not in path}
-    paths = {path for path in paths if sizes.micro_topics or "/topic_" not in path}
-    if sizes.micro_topics and profile.topical:
-        paths |= {f"topics/{name}" for name in ("labels", "centroids", "count", "merges", "nearest")}
-    if sizes.gram:
-        paths |= {f"{tap}/gram" for tap in INPUTS}
-    planned = [_planned(path, sizes) for path in sorted(paths)]
-    if sizes.classes and profile.classed:
-        planned.append(PlannedArray("classes/count", (sizes.classes + 1,), "int64"))
-        planned.append(PlannedArray("classes/token_ids", (sizes.classes,), "int32"))
-    planned.append(PlannedArray(TOKEN_IDS, (sizes.windows, sizes.window_tokens), "int32"))
-    vectors = sum(n_out + n_in for n_out, n_in in sizes.module_shapes)
-    return [*planned, PlannedArray(WEIGHTS, (sizes.layers * _WEIGHT_STATISTICS * vectors,), "float32")]
-
-
-def _planned(path: str, sizes: Sizes) -> PlannedArray:
-    tap, _, name = path.partition("/")
-    spec = ARRAYS[name]
-    lengths = {
-        "document": sizes.windows,
-        "token": sizes.window_tokens,
-        "channel": sizes.tap_width.get(tap, 0),
-        "bin": N_BINS,
-        "quantile": len(QUANTILES),
-        "class": sizes.classes + 1,
-        "topic": sizes.micro_topics,
-        "projected": _PROJECTED,
-        "step": sizes.micro_topics - 1,
-        "pair": 2,
-        "rank": _NEAREST,
-        "document and token": 2,
-    }
-    dtype = "float64" if name in _FLOAT64 else _INTEGERS.get(spec.units, "float32")
-    return PlannedArray(path, (sizes.layers, *(lengths[axis] for axis in spec.axes)), dtype)
+from neuronrank.stored_arrays import KINDS, StoredArray, kind_of, stored_arrays, total_bytes
 
 
 @dataclass(frozen=True)
@@ -136,7 +73,7 @@ def size_lines(sizes: Sizes, like: Measured | None) -> list[str]:
     """Return a table for every profile: MiB and share of the weights by kind, raw and, given an artifact, as stored."""
     lines = [f"bfloat16 weights: {sizes.weight_bytes / 2**20:.1f} MiB"]
     for profile in PROFILES:
-        planned = planned_arrays(sizes, profile)
+        planned = planned_arrays(sizes.shape, profile)
         raw = {kind: sum(one.raw_bytes for one in planned if kind_of(one.path) == kind) for kind in KINDS}
         columns: dict[str, Mapping[str, float]] = {"raw": raw}
         guessed: list[str] = []

@@ -4,6 +4,7 @@ Relies on transformers' internal loading code (`core_model_loading`), which merg
 an architecture needs it; that is why this file is the only one that imports it and the dependency is pinned to v5.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -128,11 +129,7 @@ class Skeleton:
             MismatchError: the checkpoint lacks a tensor that the architecture needs.
         """
         head = self.layout.lm_head + "."
-        left = (
-            set()
-            if with_head
-            else {name for key, names in self._stored_as.items() for name in names if key.startswith(head)}
-        )
+        left = set() if with_head else self._of_head
         self.load([name for name in self.outside if name not in left], device)
         self.model.tie_weights()
         for name, parameter in self.model.named_parameters():
@@ -187,6 +184,17 @@ class Skeleton:
             "rows": None if rows is None else [rows.offset, rows.block, rows.period],
             "transposed": self.layout.transposed,
         }
+
+    @property
+    def outside_bytes(self) -> int:
+        """Bytes of the weights outside the decoder layers and the output head, in the type that they are loaded in."""
+        before = [name for name in self.outside if name not in self._of_head]
+        return sum(math.prod(self.weights.shape(name)) for name in before) * self.dtype.itemsize
+
+    @property
+    def _of_head(self) -> set[str]:
+        head = self.layout.lm_head + "."
+        return {name for key, names in self._stored_as.items() if key.startswith(head) for name in names}
 
     def sections(self, index: int) -> dict[tuple[str, str], Rows]:
         """Return (path, section) -> rows, for the modules of a layer that share a weight."""

@@ -9,11 +9,11 @@ import numpy as np
 import zarr
 
 from neuronrank.errors import ArtifactError
+from neuronrank.planned_arrays import TOKEN_IDS, WEIGHTS
 from neuronrank.statistics_schema import ARRAYS, TOTALS
 from neuronrank.statistics_store import Statistics
 
 KINDS = ("document sums", "totals and counts", "sketches", "classes", "topics", "Gram matrices", "labels", "weights")
-TOKEN_IDS, WEIGHTS = "token_ids", "weights"
 _RUN = "dvc repro collect"
 
 
