@@ -38,7 +38,7 @@ from neuronrank import collection
 count = collection._count
 def slow(*arguments, **keywords):
     time.sleep(float(sys.argv[3]))
-    print("layer", arguments[1], flush=True)
+    print("layer", arguments[2], flush=True)
     return count(*arguments, **keywords)
 collection._count = slow
 collect(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -119,7 +119,7 @@ def test_hidden_states_that_a_layer_has_half_written_are_not_what_it_begins_with
 
     def fail_once(*arguments, **keywords):
         found = count(*arguments, **keywords)
-        if arguments[1] == 3 and not failed:
+        if arguments[2] == 3 and not failed:
             failed.append(3)
             raise RuntimeError("stop")
         return found

@@ -135,7 +135,7 @@ def collect_layers(
     n_topics = params.topics.micro_topics if profile.topical else 0
     shares = ranks.shares(len(token_ids), params.documents_per_batch)
     own = shares[ranks.rank]
-    hidden = model.hidden_states(token_ids[own], route.directory)
+    hidden = model.hidden_states(token_ids[own], route.directory, both=route.prune is not None)
     batches = model.start(token_ids[own], params.documents_per_batch, None if route.first else hidden.entering(0))
     for index in range(route.first, len(model.layers)):
         topics = None
@@ -152,13 +152,16 @@ def collect_layers(
             n_topics=n_topics,
             gram=params.gram,
         )
-        weights = _reduce_weights(model, index) if ranks.first else {}
-        arrays = _count(model, index, batches, hidden, context, runs_on=route.prune is None)
+        tensors = model.skeleton.read_layer(index)
+        weights = _reduce_weights(model, index, tensors) if ranks.first else {}
+        with model.loaded_layer(index, tensors) as layer:
+            del tensors  # the layer holds them, converted where it needs to
+            arrays = _count(model, layer, index, batches, hidden, context)
         arrays = arrays_of_all(arrays, classes.of_token, len(classes.count), shares, ranks)
         arrays |= {("topics", name): values for name, values in topics.arrays.items()} if topics else {}
         found = LayerStatistics(index, arrays, weights)
         if route.prune:
-            with model.loaded_layer(index, route.prune(found)) as layer:
+            with model.loaded_layer(index, model.skeleton.read_layer(index, route.prune(found))) as layer:
                 for batch in batches:
                     hidden.leaving(index)[batch.rows] = model.run(layer, index, batch, hidden).cpu()
         yield found
@@ -167,15 +170,15 @@ def collect_layers(
 
 def _count(
     model: StreamedModel,
+    layer: torch.nn.Module,
     index: int,
     batches: list[MicroBatch],
     hidden: HiddenStates,
     context: Context,
-    runs_on: bool,
 ) -> Arrays:
-    """Run all documents through one layer and return what its accumulators found; keep what leaves if they run on."""
+    """Run all documents through one layer, keep what leaves it, and return what its accumulators found."""
     sections = model.skeleton.sections(index)
-    with model.loaded_layer(index) as layer, Accumulation(context) as accumulation:
+    with Accumulation(context) as accumulation:
         for batch in batches:
 
             def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
@@ -184,18 +187,17 @@ def _count(
 
             with tapped(layer, model.layout.taps, sections, on_tap):
                 output = model.run(layer, index, batch, hidden)
-            if runs_on:
-                hidden.leaving(index)[batch.rows] = output.cpu()
+            hidden.leaving(index)[batch.rows] = output.cpu()
         found = accumulation.result()
     _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
     return {key: values.numpy() for key, values in found.items()}
 
 
-def _reduce_weights(model: StreamedModel, index: int) -> dict[str, NDArray[np.float32]]:
+def _reduce_weights(model: StreamedModel, index: int, tensors: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     sums: dict[str, NDArray[np.float32]] = {}
     for module in model.modules:
         if module["layer"] == index:
-            weight = model.weights.tensor(module["weight"])  # as stored, whatever the forward pass's dtype
+            weight = tensors[module["weight"]]  # as stored, whatever the forward pass's dtype
             require_finite(module["weight"], weight)
             found = weight_sums(view_of(weight, module))
             sums.update({f"{module['name']}.{key}": vector.numpy() for key, vector in found.items()})

@@ -16,15 +16,21 @@ class HiddenStates:
     until the next layer begins, so that a layer that was interrupted can run again.
     """
 
-    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, directory: Path | None) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, directory: Path | None, both: bool = False
+    ) -> None:
         """Allocate them.
 
         Args:
             shape: (N, T, H).
             dtype: of the forward pass.
-            directory: where the files are; those of an interrupted run are found again. None keeps all in memory, once.
+            directory: where the files are; those of an interrupted run are found again. None keeps all in memory.
+            both: in memory too keep what enters a layer apart from what leaves it.
         """
-        self._by_turns = [torch.empty(shape, dtype=dtype)] if directory is None else _mapped(shape, dtype, directory)
+        if directory is None:
+            self._by_turns = [torch.empty(shape, dtype=dtype) for _ in range(1 + both)]
+        else:
+            self._by_turns = _mapped(shape, dtype, directory)
 
     def entering(self, layer: int) -> Tensor:
         """Return what enters a layer, (N, T, H), to be read or, before the first layer, filled."""

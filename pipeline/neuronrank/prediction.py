@@ -8,8 +8,8 @@ from neuronrank.planned_arrays import Shape, planned_arrays
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.sketch import N_BINS
 
-_PROCESS = 450 << 20
-"""Bytes of Python with torch and transformers, before there is a model."""
+_PROCESS = 650 << 20
+"""Bytes of Python with torch, transformers and the compiled loops, before there is a model."""
 _STORED = {True: 0.35, False: 0.75}
 """Bytes on disk of a byte of the arrays, by whether the profile rounds; measured on a 135M model: 0.30 and 0.73."""
 _PROJECTED = 128
@@ -79,7 +79,7 @@ def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch:
     )
     topics = n * t * 4 * (2 * _PROJECTED + shape.micro_topics) if profile.topical and shape.micro_topics else 0
     batch = per_batch * t * item_bytes * (4 * hidden + 3 * widths["neuron"] + 4 * widths["attn_ctx"])
-    layer = weights * item_bytes + 8 * largest + kept + topics + batch + n * t * hidden * item_bytes
+    layer = 2 * weights * item_bytes + 8 * largest + kept + topics + batch + n * t * hidden * item_bytes
     arrays = sum(array.raw_bytes for array in planned_arrays(shape, profile_name))
     attention = 2 * n * t * t * widths["attn_ctx"]  # causal: half of QK^T and of PV
     return Needs(

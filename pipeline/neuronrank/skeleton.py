@@ -6,7 +6,7 @@ an architecture needs it; that is why this file is the only one that imports it 
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -96,13 +96,12 @@ class Skeleton:
         if known - found:
             raise MismatchError(f"{type(layer).__name__}: has no linear modules {sorted(known - found)} of its layout")
 
-    def load(self, names: Sequence[str], device: torch.device, weights: Checkpoint | None = None) -> None:
+    def load(self, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
         """Give parameters the values of these tensors of a checkpoint, converted where the architecture needs it.
 
         Args:
-            names: of tensors.
+            tensors: by the names that they have in the checkpoint.
             device: where to.
-            weights: another checkpoint of the same names; None is the model's own.
 
         Raises:
             MismatchError: a tensor does not fit.
@@ -110,7 +109,6 @@ class Skeleton:
         settings = LoadStateDictConfig(
             weight_mapping=deepcopy(self._mapping), dtype=self.dtype, device_map={"": device}
         )
-        tensors = {name: (weights or self.weights).tensor(name) for name in names}
         with _no_progress_bar():  # one for every layer
             info, _ = convert_and_load_state_dict_in_model(self.model, tensors, settings, None)
         faults = {"unexpected": info.unexpected_keys, "wrong shape": info.mismatched_keys, "": info.conversion_errors}
@@ -130,7 +128,7 @@ class Skeleton:
         """
         head = self.layout.lm_head + "."
         left = set() if with_head else self._of_head
-        self.load([name for name in self.outside if name not in left], device)
+        self.load({name: self.weights.tensor(name) for name in self.outside if name not in left}, device)
         self.model.tie_weights()
         for name, parameter in self.model.named_parameters():
             if not name.startswith(self.layout.layers + ".") and (with_head or not name.startswith(head)):
@@ -139,16 +137,25 @@ class Skeleton:
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(device))
 
-    def load_layer(self, index: int, device: torch.device, weights: Checkpoint | None = None) -> nn.Module:
-        """Load one decoder layer and return it; `weights` as of `load`.
+    def load_layer(self, index: int, device: torch.device, tensors: dict[str, torch.Tensor] | None = None) -> nn.Module:
+        """Load one decoder layer and return it.
+
+        Args:
+            index: of the layer.
+            device: where to.
+            tensors: of the layer, by the names that they have in the checkpoint; None reads them.
 
         Raises:
             MismatchError: the checkpoint lacks a tensor of it, or one does not fit.
         """
-        self.load(self.of_layer[index], device, weights)
+        self.load(self.read_layer(index) if tensors is None else tensors, device)
         for name, parameter in self.layers[index].named_parameters(prefix=f"{self.layout.layers}.{index}"):
             self._require_loaded(name, parameter)
         return self.layers[index]
+
+    def read_layer(self, index: int, weights: Checkpoint | None = None) -> dict[str, torch.Tensor]:
+        """Read a layer's tensors as they are stored, from another checkpoint of the same names if one is given."""
+        return {name: (weights or self.weights).tensor(name) for name in self.of_layer[index]}
 
     def _require_loaded(self, name: str, parameter: nn.Parameter) -> None:
         if parameter.is_meta:

@@ -50,17 +50,17 @@ class StreamedModel:
         self._model: Any = self.skeleton.model
 
     @contextmanager
-    def loaded_layer(self, index: int, weights: Checkpoint | None = None) -> Iterator[nn.Module]:
+    def loaded_layer(self, index: int, tensors: dict[str, Tensor] | None = None) -> Iterator[nn.Module]:
         """Give layer `index` with its weights; they are released on leaving.
 
         Args:
             index: of the layer.
-            weights: another checkpoint of the same names; None is the model's own.
+            tensors: of the layer, by the names that they have in the checkpoint; None reads them.
 
         Raises:
             MismatchError: the checkpoint lacks a tensor of this layer.
         """
-        layer = self.skeleton.load_layer(index, self.device, weights)
+        layer = self.skeleton.load_layer(index, self.device, tensors)
         try:
             yield layer
         finally:
@@ -96,10 +96,13 @@ class StreamedModel:
             self._set_layers(self.layers)
         return batches
 
-    def hidden_states(self, token_ids: Tensor, directory: Path | None) -> HiddenStates:
-        """Allocate the hidden states of token_ids, (N, T), or find those of an interrupted run in a directory."""
+    def hidden_states(self, token_ids: Tensor, directory: Path | None, both: bool = False) -> HiddenStates:
+        """Allocate the hidden states of token_ids, (N, T), or find those of an interrupted run in a directory.
+
+        In memory what leaves a layer takes the place of what entered it, unless both are wanted.
+        """
         width = self._model.get_input_embeddings().weight.shape[1]
-        return HiddenStates((*token_ids.shape, width), self.skeleton.dtype, directory)
+        return HiddenStates((*token_ids.shape, width), self.skeleton.dtype, directory, both)
 
     def _set_layers(self, layers: nn.ModuleList) -> None:
         parent, _, attribute = self.layout.layers.rpartition(".")
