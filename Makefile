@@ -1,4 +1,4 @@
-.PHONY: demo table test test-slow lint check clean setup
+.PHONY: demo table bench test test-slow lint check clean setup
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -12,6 +12,10 @@ demo: setup ## fetch a trained model and text, run the whole pipeline, print the
 table: setup ## every method from one artifact: docs/RESULTS.md
 	dvc repro prepare
 	neuronrank table --results docs/results.json --document docs/RESULTS.md
+
+bench: setup ## what collect, score, prune and eval cost beside the bare work: docs/SPEED.md
+	dvc repro collect
+	python -m benchmarks run --results docs/speed.json --document docs/SPEED.md
 
 test: setup ## unit and end-to-end tests
 	pytest -m "not slow"

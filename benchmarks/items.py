@@ -17,6 +17,7 @@ from torch import nn
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.collecting import collect_statistics
 from neuronrank.collection import CollectParams
+from neuronrank.compatibility import why_unfit
 from neuronrank.evaluation import load_model, window_losses
 from neuronrank.masking import make_masks
 from neuronrank.params import lookup, read_params, validate
@@ -123,6 +124,24 @@ def prune(_n_windows: int) -> Work:
     return lambda: {"modules": len(make_masks(model, factors, header, pattern, "bench", out)["modules"])}
 
 
+def sweep(_n_windows: int) -> Work:
+    """Score every recipe of params.yaml and make its mask at 50 %: of whole neurons where it ranks those alone."""
+    model, params = open_model(MODEL), read_params(PARAMS)
+    recipes = {name: read_recipe(value, name) for name, value in lookup(params, "recipes").items()}
+    patterns = [read_pattern(lookup(params, f"patterns.{name}"), name) for name in ("50pct", "neurons50")]
+    out = Path(tempfile.mkdtemp())
+
+    def work() -> dict[str, Any]:
+        for name, recipe in recipes.items():
+            statistics = Statistics(Path("artifacts/statistics"))
+            factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, name, recipe)
+            pattern = next(pattern for pattern in patterns if why_unfit(recipe, pattern) is None)
+            make_masks(model, factors, header, pattern, "bench", out / f"{name}.safetensors")
+        return {"recipes": len(recipes)}
+
+    return work
+
+
 def copy_weights(_n_windows: int) -> Work:
     """Read the weights that `prune` masks with safetensors, tensor by tensor, and write them."""
     from safetensors import safe_open
@@ -197,6 +216,7 @@ ITEMS: dict[str, Callable[[int], Work]] = {
     "collect_default": collect_default,
     "score_slowest": score_slowest,
     "prune": prune,
+    "sweep": sweep,
     "copy_weights": copy_weights,
     "evaluate": evaluate,
     "bare_evaluation": bare_evaluation,

@@ -9,7 +9,7 @@ from neuronrank.params import lookup, read_params, validate
 from neuronrank.reporting.details import FACTOR_COLUMNS, SPARSITY_COLUMNS, factor_percentiles, sparsity_by_layer
 from neuronrank.reporting.page import render
 from neuronrank.reporting.params import ReportParams, SequentialParams, SweepParams
-from neuronrank.reporting.results import Inputs, flat, gather, protocol
+from neuronrank.reporting.results import Inputs, compared_sequentially, flat, gather, protocol
 from neuronrank.reporting.tables import markdown, write_csv
 from stages._command import InDirectory, Metrics, OutPath, stage_command
 
@@ -48,7 +48,7 @@ def main(artifacts: Path, measured: Path, out: Path, params: Path) -> Metrics:
         (partial / "table.md").write_text(markdown(rows, options.reference), encoding="utf-8")
         page = render(rows, sparsity, factors, options.reference, protocol(inputs, sweep))
         (partial / "index.html").write_text(page, encoding="utf-8")
-    return {"rows": len(rows)}
+    return {"rows": len(rows), "sequential_to_reference": compared_sequentially(rows)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 
 import pytest
 import yaml
@@ -42,6 +43,22 @@ def test_the_results_in_the_readme_are_the_measured_ones():
         assert f"{perplexities('dense')[text]:.2f}" in README.split("<!-- results")[0]
     stored = json.loads((ROOT / "metrics/collect.json").read_text())["artifact_mib"]
     assert f"| {round(stored)} MiB |" in README
+
+
+def sequential_table() -> str:
+    """The measured table: dense statistics against those of pruned layers."""
+    ratios = json.loads((ROOT / "metrics/report.json").read_text())["sequential_to_reference"]
+    lines = ["| recipe | text | dense statistics | sequential | ratio |", "|---|---|---|---|---|"]
+    for recipe, pattern in product(PARAMS["sequential"]["recipes"], PARAMS["sequential"]["patterns"]):
+        dense, sequential = perplexities(f"{recipe}/{pattern}"), perplexities(f"{recipe}_sequential/{pattern}")
+        for text, ratio in ratios[f"{recipe}_sequential/{pattern}"].items():
+            cells = f"{dense[text]:.2f} | {sequential[text]:.2f} | {ratio['value']:.3f}"
+            lines.append(f"| {recipe} {pattern} | {text} | {cells} [{ratio['low']:.3f}, {ratio['high']:.3f}] |")
+    return "\n".join(lines)
+
+
+def test_the_sequential_results_in_the_readme_are_the_measured_ones():
+    assert README.split("metrics by a test -->\n")[1].split("\n<!-- end of sequential")[0].strip() == sequential_table()
 
 
 def test_the_protocol_in_the_readme_is_that_of_the_parameters():

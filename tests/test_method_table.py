@@ -65,7 +65,7 @@ def test_times_add_up(result):
 def test_a_document_takes_the_table_between_its_marks(result, tmp_path):
     document = tmp_path / "RESULTS.md"
     document.write_text(MARKS)
-    replace_table(document, render(result))
+    replace_table(document, render(result), "make table")
     content = document.read_text()
     assert content.startswith("# Title")
     assert content.endswith("end\n")
@@ -73,7 +73,7 @@ def test_a_document_takes_the_table_between_its_marks(result, tmp_path):
     assert "| 50pct | wanda | 50.0 % |" in content
     document.write_text("no marks")
     with pytest.raises(ArtifactError, match="has no lines"):
-        replace_table(document, "x")
+        replace_table(document, "x", "make table")
 
 
 def test_the_results_in_the_docs_are_the_measured_ones():

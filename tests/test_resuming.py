@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from neuronrank.errors import NotFiniteError
 from neuronrank.fetching import fetch_model
 from neuronrank.files import resumable_directory
 from neuronrank.hidden_states import HiddenStates
+from neuronrank.ranks import ALONE, Ranks
 from neuronrank.windows import Windows
 from tests.imports import ROOT
 
@@ -31,17 +33,20 @@ OPTIONS = {
     "gram": True,
 }
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from tests.test_resuming import collect
 from neuronrank import collection
+from neuronrank.ranks import joined
 count = collection._count
 def slow(*arguments, **keywords):
     time.sleep(float(sys.argv[3]))
     print("layer", arguments[2], flush=True)
     return count(*arguments, **keywords)
 collection._count = slow
-collect(Path(sys.argv[1]), Path(sys.argv[2]))
+with joined() as ranks:
+    print("process", ranks.rank, os.getpid(), flush=True)
+    collect(Path(sys.argv[1]), Path(sys.argv[2]), ranks)
 """
 
 
@@ -64,11 +69,12 @@ def model(tmp_path_factory):
     return fetched
 
 
-def collect(model: Path, out: Path) -> None:
+def collect(model: Path, out: Path, ranks: Ranks = ALONE) -> None:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(0, 64, (5, 12), generator=generator, dtype=torch.int32).numpy()
     windows = Windows(tokens, {"seed": 0, "source": {}, "origins": []})
-    collecting.collect_statistics(open_model(model), windows, CollectParams.model_validate(OPTIONS), out)
+    setup = collecting.Setup(ranks=ranks)
+    collecting.collect_statistics(open_model(model), windows, CollectParams.model_validate(OPTIONS), out, setup)
 
 
 def files_of(directory: Path) -> dict[str, str]:
@@ -112,6 +118,59 @@ def test_a_killed_run_goes_on_where_it_was(model, whole, tmp_path, at):
     assert ran == list(range(ran[0], N_LAYERS))
     assert files_of(out) == whole
     assert [path.name for path in tmp_path.iterdir()] == ["statistics"]
+
+
+def test_a_run_killed_at_three_random_moments_ends_with_the_same_bytes(model, whole, tmp_path):
+    out = tmp_path / "statistics"
+    delays = [random.uniform(0, 0.9) for _ in range(3)]
+    for delay in delays:
+        with start(model, out, 0.15) as run:
+            assert run.stdout is not None
+            while "layer" not in run.stdout.readline() and run.poll() is None:
+                pass
+            time.sleep(delay)
+            run.send_signal(signal.SIGKILL)
+    collect(model, out)
+    assert files_of(out) == whole, f"killed after {delays} s"
+    assert [path.name for path in tmp_path.iterdir()] == ["statistics"]
+
+
+def start_two(model: Path, out: Path, pause: float) -> subprocess.Popen:
+    script = out.parent / "script.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    arguments = [str(model), str(out), str(pause)]
+    return subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_one_of_two_processes_is_killed_and_both_go_on(model, tmp_path, victim):
+    (tmp_path / "straight").mkdir()
+    (tmp_path / "killed").mkdir()
+    with start_two(model, tmp_path / "straight/statistics", 0.0) as run:
+        run.communicate(timeout=200)
+    assert run.returncode == 0
+    out, process = tmp_path / "killed/statistics", {}
+    with start_two(model, out, 0.3) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            words = line.split()
+            if words[0] == "process":
+                process[int(words[1])] = int(words[2])
+            if words == ["layer", "3"] and len(process) == 2:
+                os.kill(process[victim], signal.SIGKILL)
+                break
+        run.communicate(timeout=200)
+    assert run.returncode != 0
+    assert not out.exists()
+    with start_two(model, out, 0.0) as again:
+        done, _ = again.communicate(timeout=200)
+    assert again.returncode == 0
+    ran = [int(line.split()[1]) for line in done.splitlines() if line.startswith("layer")]
+    assert min(ran) in (2, 3), "complete layers do not run again"
+    assert files_of(out) == files_of(tmp_path / "straight/statistics")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["script.py", "statistics"]
 
 
 def test_hidden_states_that_a_layer_has_half_written_are_not_what_it_begins_with(model, whole, tmp_path, monkeypatch):

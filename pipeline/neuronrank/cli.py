@@ -120,7 +120,7 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     result = measure_all(opened, calibration, evaluation, read_params(params), click.echo)
     write_json(results, result)
     if document:
-        replace_table(document, render(result))
+        replace_table(document, render(result), "make table")
     click.echo(render(result))
 
 

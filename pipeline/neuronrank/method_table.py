@@ -183,19 +183,25 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_BEGIN, _END = "<!-- results: written by `make table` -->\n", "<!-- end of results -->\n"
+_END = "<!-- end of results -->\n"
 
 
-def replace_table(document: Path, rendered: str) -> None:
+def replace_table(document: Path, rendered: str, command: str) -> None:
     """Put a rendered table in the place of the marked one of a Markdown file.
+
+    Args:
+        document: to change.
+        rendered: the table, and what stands around it.
+        command: that writes it, as the mark says.
 
     Raises:
         ArtifactError: the file has no marks.
     """
+    opening = f"<!-- results: written by `{command}` -->\n"
     content = document.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(_BEGIN)
+    before, begin, rest = content.partition(opening)
     _, end, after = rest.partition(_END)
     if not (begin and end):
-        raise ArtifactError(f"{document}: has no lines {_BEGIN.strip()!r} and {_END.strip()!r}")
+        raise ArtifactError(f"{document}: has no lines {opening.strip()!r} and {_END.strip()!r}")
     with output_file(document) as partial:
         partial.write_text(before + begin + rendered + end + after, encoding="utf-8")

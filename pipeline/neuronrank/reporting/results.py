@@ -1,6 +1,6 @@
 """What was measured, gathered: one row per text, pattern and recipe."""
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def gather(inputs: Inputs, sweep: SweepParams, sequential: SequentialParams, opt
                 )
             )
     return rows
+
+
+def compared_sequentially(rows: list[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return `<recipe>/<pattern>` -> text -> perplexity over the reference's, of what was done layer by layer."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row.recipe.endswith(_SEQUENTIAL) and row.to_reference:
+            ratio = {name: round(value, 4) for name, value in asdict(row.to_reference).items()}
+            found.setdefault(f"{row.recipe}/{row.pattern}", {})[row.text] = ratio
+    return found
 
 
 def _comparable_losses(inputs: Inputs, recipe: str, pattern: str) -> Losses:
