@@ -170,7 +170,7 @@ def test_the_report_holds_every_result_and_needs_no_network(finished_project):
         assert address not in page
     lines = (report / "results.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * (1 + 3)
-    assert [line.split(",")[2] for line in lines[1:5]] == ["dense", "wanda", "hybrid", "hybrid_sequential"]
+    assert [line.split(",")[2] for line in lines[1:5]] == ["dense", "wanda", "hybrid", "wanda_sequential"]
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
