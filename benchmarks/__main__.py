@@ -1,6 +1,6 @@
 """Time every item in a process of its own, by turns, and print medians, ratios and peak memory.
 
-Example: python -m benchmarks --results docs/speed.json --document docs/SPEED.md
+Example: python -m benchmarks run --results docs/speed.json --document docs/SPEED.md
 """
 
 import json

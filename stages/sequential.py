@@ -27,7 +27,7 @@ from stages._command import InDirectory, Metrics, OutPath, progress, stage_comma
     "--tokens artifacts/tokens/calibration",
     "--statistics artifacts/sequential/wanda/50pct",
     "--out artifacts/masks/wanda_sequential/50pct.safetensors",
-    "--metrics metrics/sequential/wanda/50pct.json",
+    "--metrics metrics/prune/wanda_sequential/50pct.json",
 )
 @click.option("--by", nargs=2, required=True, metavar="RECIPE PATTERN", help="Names below `recipes` and `patterns`.")
 @click.option("--model", type=InDirectory, required=True, help="What fetch left.")

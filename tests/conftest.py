@@ -45,20 +45,22 @@ def no_network(monkeypatch, request):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+"""Grouped-query attention, and heads * head_dim (32) is not the hidden size (24)."""
+
+
 def tiny_config(**changes) -> LlamaConfig:
-    """Grouped-query attention, and heads * head_dim (32) is not the hidden size (24)."""
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 64,
-        "tie_word_embeddings": True,
-    }
-    return LlamaConfig(**{**settings, **changes})
+    """Return the configuration of a tiny Llama whose output head is tied."""
+    return LlamaConfig(**{**TINY, "tie_word_embeddings": True, **changes})
 
 
 def tiny_text(seed: int, n_words: int) -> str:

@@ -32,33 +32,23 @@ from neuronrank.recipes import read_recipe
 from neuronrank.scores import compute_factors, score_header
 from neuronrank.statistics_store import Statistics
 from neuronrank.windows import Windows
-from tests.conftest import write_tokenizer
+from tests.conftest import TINY, write_tokenizer
 from tests.imports import ROOT
 
-_LLAMA = {
-    "vocab_size": 64,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
 _WINDOW = {"sliding_window": 8}
 """Shorter than the documents, so that the two kinds of layers get different masks."""
 _GPT2 = {"vocab_size": 64, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", _LLAMA),
-    "mistral": ("mistral", {**_LLAMA, **_WINDOW}),
-    "qwen2": ("qwen2", {**_LLAMA, "hidden_size": 32}),
-    "qwen3": ("qwen3", _LLAMA),
-    "gemma2": ("gemma2", {**_LLAMA, **_WINDOW, "query_pre_attn_scalar": 8}),
-    "gemma3_text": ("gemma3_text", {**_LLAMA, **_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
-    "olmo2": ("olmo2", _LLAMA),
-    "phi3": ("phi3", {**_LLAMA, "hidden_size": 32, "pad_token_id": 0}),
+    "llama": ("llama", TINY),
+    "mistral": ("mistral", {**TINY, **_WINDOW}),
+    "qwen2": ("qwen2", {**TINY, "hidden_size": 32}),
+    "qwen3": ("qwen3", TINY),
+    "gemma2": ("gemma2", {**TINY, **_WINDOW, "query_pre_attn_scalar": 8}),
+    "gemma3_text": ("gemma3_text", {**TINY, **_WINDOW, "layer_types": ["sliding_attention", "full_attention"]}),
+    "olmo2": ("olmo2", TINY),
+    "phi3": ("phi3", {**TINY, "hidden_size": 32, "pad_token_id": 0}),
     "opt": (
         "opt",
         {

@@ -43,7 +43,7 @@ def bits_of(values: torch.Tensor) -> tuple[Bits, np.uint32]:
     return values.float().contiguous().view(torch.uint32).numpy(), np.uint32(0)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@intrinsic  # type: ignore[untyped-decorator]  # numba states no types
 def _as_float(_context: Any, _bits: Any) -> Any:
     """Read the bits of a uint32 as those of a float32."""
 

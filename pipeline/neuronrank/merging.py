@@ -16,7 +16,6 @@ from neuronrank.topics import NOWHERE
 Arrays = dict[tuple[str, str], NDArray[Any]]
 
 _SAME = ("centroids", "merges")
-_CLASSES = ("class_sum", "class_centred_sq")
 
 
 def merge_arrays(parts: Sequence[Arrays], class_counts: Sequence[NDArray[np.int64]]) -> Arrays:
@@ -57,7 +56,7 @@ def _merge(path: str, name: str, values: list[NDArray[Any]]) -> NDArray[Any]:
         return values[0]
     if ARRAYS[name].axes[0] == "document":
         return np.concatenate(values)
-    if name in ("total_min",):
+    if name == "total_min":
         return np.asarray(np.minimum.reduce(values))
     if name in (TOTALS["max_abs"], "topic_max_abs"):
         return np.asarray(np.maximum.reduce(values))

@@ -12,7 +12,7 @@ from neuronrank.statistics_schema import ARRAYS, QUANTILES
 
 TOKEN_IDS, WEIGHTS = "token_ids", "weights"
 """Paths of what lies outside the taps."""
-_PROJECTED, _NEAREST = 128, 12
+PROJECTED, _NEAREST = 128, 12
 """As in `topics.py`, which needs torch; a test compares them."""
 _WEIGHT_STATISTICS = 3
 _FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq"}
@@ -81,7 +81,7 @@ def _planned(path: str, shape: Shape) -> PlannedArray:
         "quantile": len(QUANTILES),
         "class": shape.classes + 1,
         "topic": shape.micro_topics,
-        "projected": _PROJECTED,
+        "projected": PROJECTED,
         "step": shape.micro_topics - 1,
         "pair": 2,
         "rank": _NEAREST,

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuronrank.planned_arrays import Shape, planned_arrays
+from neuronrank.planned_arrays import PROJECTED, Shape, planned_arrays
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.sketch import N_BINS
 
@@ -15,7 +15,6 @@ _HEAP = 1.2
 were measured (135M weights, 64 windows of 512 tokens; 3.2 billion weights, 4 windows of 64)."""
 _STORED = {True: 0.35, False: 0.75}
 """Bytes on disk of a byte of the arrays, by whether the profile rounds; measured on a 135M model: 0.30 and 0.73."""
-_PROJECTED = 128
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch:
         )
         for tap in profile.taps
     )
-    topics = n * t * 4 * (2 * _PROJECTED + shape.micro_topics) if profile.topical and shape.micro_topics else 0
+    topics = n * t * 4 * (2 * PROJECTED + shape.micro_topics) if profile.topical and shape.micro_topics else 0
     batch = per_batch * t * item_bytes * (4 * hidden + 3 * widths["neuron"] + 4 * widths["attn_ctx"])
     layer = 2 * weights * item_bytes + 8 * largest + kept + topics + batch + n * t * hidden * item_bytes
     arrays = sum(array.raw_bytes for array in planned_arrays(shape, profile_name))

@@ -87,7 +87,7 @@ class Skeleton:
     def _require_known(self, layer: nn.Module) -> None:
         """Refuse a layer with other linear modules than its layout names: they would be left out without a word."""
         found = {path for path, module in layer.named_modules() if isinstance(module, _LINEAR)}
-        known = {role.path for role in self.layout.linears if "{expert}" not in role.path}
+        known = {role.path for role in self.layout.linears}
         if found - known:
             raise UnknownName(
                 f"architecture {self.model.config.model_type!r}: with this configuration a layer has linear modules "

@@ -26,6 +26,7 @@ ALL = {
     *("score@wanda", "score@hybrid", "prune@wanda-50pct", "prune@hybrid-50pct"),
     *("eval@wanda-50pct", "eval@hybrid-50pct"),
 }
+EVALUATION = {"eval_dense", "eval@wanda-50pct", "eval@hybrid-50pct", "eval_sequential@wanda-50pct", "report"}
 
 
 class Repository:
@@ -124,31 +125,14 @@ def test_evaluation_windows_run_only_evaluation(repository):
     params = repository.read_params()
     params["prepare"]["evaluation_windows"] = 4
     repository.write_params(params)
-    expected = {
-        "prepare",
-        "eval_dense",
-        "eval@wanda-50pct",
-        "eval@hybrid-50pct",
-        "eval_sequential@wanda-50pct",
-        "report",
-    }
-    assert repository.repro() == expected
+    assert repository.repro() == {"prepare", *EVALUATION}
 
 
 def test_a_changed_local_text_is_fetched_again(repository):
     news = repository.root / "inputs/text/news.jsonl"
     lines = news.read_text().splitlines(keepends=True)
     news.write_text("".join([*lines[1:], lines[0]]))
-    expected = {
-        "fetch@text",
-        "prepare",
-        "eval_dense",
-        "eval@wanda-50pct",
-        "eval@hybrid-50pct",
-        "eval_sequential@wanda-50pct",
-        "report",
-    }
-    assert repository.repro() == expected
+    assert repository.repro() == {"fetch@text", "prepare", *EVALUATION}
 
 
 def test_metrics_and_plots_are_read_by_dvc(repository, tmp_path):

@@ -21,7 +21,7 @@ class LinearRole:
     """One linear module of a decoder layer and the taps whose factors its weights carry (METHODS section 1)."""
 
     path: str
-    """Below the layer, for example `self_attn.q_proj`. For an expert's module `{expert}` stands for its number."""
+    """Below the layer, for example `self_attn.q_proj`."""
     part: Part
     input_tap: str
     """Tap of the tensor that enters the module: one factor per input channel, on columns."""

@@ -1,5 +1,7 @@
 """What architectures have in common: attentions, MLPs with and without a gate, and Llama's layer, which many share."""
 
+from typing import Any
+
 from neuronrank.models import LinearRole, ModelLayout, TapPoint
 
 
@@ -61,6 +63,17 @@ def plain_taps(first: str, second: str) -> dict[str, TapPoint]:
         "neuron": TapPoint(second, "input"),
         "mlp_mid": TapPoint(second, "input"),
     }
+
+
+def fused_and_plain(layers: str, qkv: str, output: str, mlp: tuple[str, str], **others: Any) -> ModelLayout:
+    """Return the layout of layers with q, k, v in one weight and no gate; `others` as of `ModelLayout`."""
+    attention = (qkv, qkv, qkv, output)
+    return ModelLayout(
+        layers=layers,
+        linears=attention_roles(*attention) + plain_roles(*mlp),
+        taps=attention_taps(*attention) | plain_taps(*mlp),
+        **others,
+    )
 
 
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

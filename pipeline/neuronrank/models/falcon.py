@@ -1,15 +1,12 @@
 """Falcon: q, k and v share one weight, key head by key head (one key head with `multi_query`); no gate in the MLP."""
 
-from neuronrank.models import ModelLayout
-from neuronrank.models._families import attention_roles, attention_taps, plain_roles, plain_taps
+from neuronrank.models._families import fused_and_plain
 
-_ATTENTION = (*["self_attention.query_key_value"] * 3, "self_attention.dense")
-_MLP = ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-
-LAYOUT = ModelLayout(
-    layers="transformer.h",
-    linears=attention_roles(*_ATTENTION) + plain_roles(*_MLP),
-    taps=attention_taps(*_ATTENTION) | plain_taps(*_MLP),
+LAYOUT = fused_and_plain(
+    "transformer.h",
+    "self_attention.query_key_value",
+    "self_attention.dense",
+    ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
     embeddings="transformer.word_embeddings",
     fused="by key head",
     intermediate="ffn_hidden_size",

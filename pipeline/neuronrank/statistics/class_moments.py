@@ -41,12 +41,9 @@ def token_classes(token_ids: Tensor, n_classes: int) -> tuple[Tensor, Tensor, Te
         The class's token ids, (M,), most frequent first, the lower id first among equals; the number of tokens of
         each class and of all others, (M + 1,); and the class of every token, (N, T), M for the others.
     """
-    ids, of_token, counts = torch.unique(token_ids, return_inverse=True, return_counts=True)
-    order = torch.argsort(counts, descending=True, stable=True)[:n_classes]
-    rank = torch.full_like(ids, len(order))
-    rank[order] = torch.arange(len(order))
-    others = counts.sum() - counts[order].sum()
-    return ids[order], torch.cat([counts[order], others[None]]), rank[of_token]
+    ids, counts = torch.unique(token_ids, return_counts=True)
+    chosen = ids[torch.argsort(counts, descending=True, stable=True)[:n_classes]]
+    return chosen, *given_classes(token_ids, chosen)
 
 
 class Accumulator:
