@@ -5,8 +5,10 @@ per architecture a few lines that split what its own attention splits.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,13 @@ _WINDOW = {"sliding_window": 8}
 """Shorter than the documents, so that the two kinds of layers get different masks."""
 _GPT2 = {"vocab_size": 64, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 64}
 _FALCON = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+N_EXPERTS = 4
+EXPERT_NAMES = {
+    "mixtral": ("block_sparse_moe.experts.{}.w1", "block_sparse_moe.experts.{}.w3", "block_sparse_moe.experts.{}.w2"),
+    "qwen3_moe": ("mlp.experts.{}.gate_proj", "mlp.experts.{}.up_proj", "mlp.experts.{}.down_proj"),
+}
+"""Gate, up and down of an expert, as the published checkpoints name them."""
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", TINY),
@@ -79,6 +88,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon, one key head": ("falcon", {**_FALCON, "multi_query": True, "ffn_hidden_size": 40}),
     "falcon, head by head": ("falcon", {**_FALCON, "multi_query": False, "alibi": True, "ffn_hidden_size": 40}),
     "bloom": ("bloom", {"vocab_size": 64, "hidden_size": 24, "n_layer": 2, "n_head": 4}),
+    "mixtral": ("mixtral", {**TINY, "num_local_experts": N_EXPERTS, "num_experts_per_tok": 2}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {
+            **TINY,
+            "intermediate_size": 56,  # of layers without experts, of which there are none
+            "moe_intermediate_size": 40,
+            "num_experts": N_EXPERTS,
+            "num_experts_per_tok": 2,
+        },
+    ),
 }
 N_DOCUMENTS, N_TOKENS = 5, 12
 OPTIONS = {
@@ -102,6 +122,8 @@ class Case:
     inputs: dict[str, torch.Tensor]
     """Name of a linear module of a layer -> what enters it, (tokens, I)."""
     outputs: dict[str, torch.Tensor]
+    documents: dict[str, torch.Tensor]
+    """Name of such a module -> the document of each of its tokens."""
 
     def layer(self, index: int) -> nn.Module:
         return next(m for m in self.reference.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)[index]
@@ -111,9 +133,23 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
 
-def linears(model: Any) -> dict[str, nn.Module]:
-    """Return every linear module inside the decoder layers."""
-    return {name: m for name, m in model.named_modules() if is_linear(m) and any(p.isdigit() for p in name.split("."))}
+def linears(model: Any) -> dict[str, Any]:
+    """Return every linear module inside the decoder layers, those of experts as the checkpoint has them."""
+    found = {name: m for name, m in model.named_modules() if is_linear(m) and any(p.isdigit() for p in name.split("."))}
+    for index, experts in enumerate(mixtures(model)):
+        for expert in range(N_EXPERTS):
+            gate, up = experts.gate_up_proj[expert].chunk(2)
+            for name, weight in zip(names_of(model, index, expert), (gate, up, experts.down_proj[expert]), strict=True):
+                found[name] = SimpleNamespace(weight=weight.detach())
+    return found
+
+
+def mixtures(model: Any) -> list[nn.Module]:
+    return [module for name, module in model.named_modules() if name.endswith(".experts")]
+
+
+def names_of(model: Any, index: int, expert: int) -> list[str]:
+    return [f"model.layers.{index}.{name.format(expert)}" for name in EXPERT_NAMES[model.config.model_type]]
 
 
 def rows_of(module: nn.Module) -> torch.Tensor:
@@ -142,14 +178,35 @@ def case(request, tmp_path_factory) -> Case:
     out = tmp_path_factory.mktemp("artifacts") / "statistics"
     collect_statistics(artifact, windows, CollectParams.model_validate(OPTIONS), out)
     reference = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    inputs, outputs = seen(reference, token_ids)
-    return Case(model_type, artifact, reference, token_ids, Statistics(out), inputs, outputs)
+    return Case(model_type, artifact, reference, token_ids, Statistics(out), *seen(reference, token_ids))
 
 
-def seen(model: Any, token_ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Return what enters and leaves every linear module of the layers, in one forward over all documents."""
+def seen(model: Any, token_ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return what enters and leaves every linear module of the layers, in one forward over all documents.
+
+    And of which document each token is.
+    """
     inputs, outputs, handles = {}, {}, []
-    for name, module in linears(model).items():
+    document_of = torch.arange(N_DOCUMENTS).repeat_interleave(N_TOKENS)
+    documents = dict.fromkeys(linears(model), document_of)
+    for index, experts in enumerate(mixtures(model)):
+
+        def split_tokens(experts, arguments, index=index):
+            hidden, chosen, _weights = arguments
+            for expert in range(N_EXPERTS):
+                gate_name, up_name, down_name = names_of(model, index, expert)
+                routed = (chosen == expert).any(dim=1)
+                documents.update(dict.fromkeys((gate_name, up_name, down_name), document_of[routed]))
+                gate, up = (hidden[routed] @ experts.gate_up_proj[expert].T).chunk(2, dim=1)
+                inputs[gate_name] = inputs[up_name] = hidden[routed]
+                outputs[gate_name], outputs[up_name] = gate, up
+                inputs[down_name] = nn.functional.silu(gate) * up
+                outputs[down_name] = inputs[down_name] @ experts.down_proj[expert].T
+
+        handles.append(experts.register_forward_pre_hook(split_tokens))
+    for name, module in model.named_modules():
+        if name not in linears(model):
+            continue
 
         def keep(_module, arguments, output, name=name):
             inputs[name] = arguments[0].detach().reshape(-1, arguments[0].shape[-1])
@@ -160,12 +217,12 @@ def seen(model: Any, token_ids: torch.Tensor) -> tuple[dict[str, torch.Tensor], 
         model(token_ids, use_cache=False)
     for handle in handles:
         handle.remove()
-    return inputs, outputs
+    return inputs, outputs, documents
 
 
 def split(case: Case, index: int) -> dict[str, torch.Tensor]:
     """Return q, k, v, gate_pre and neuron of a layer, (tokens, C), split as the architecture's own code splits them."""
-    prefix = next(name for name in case.outputs if f".{index}." in name).split(f".{index}.")[0] + f".{index}."
+    prefix = next(found[0] for name in case.outputs if (found := re.match(rf"\D+\.{index}\.", name)))
     out = {name.removeprefix(prefix): values for name, values in case.outputs.items() if name.startswith(prefix)}
     into = {name.removeprefix(prefix): values for name, values in case.inputs.items() if name.startswith(prefix)}
     config, found = case.reference.config, {}
@@ -192,6 +249,10 @@ def split(case: Case, index: int) -> dict[str, torch.Tensor]:
         found = {f"{name}_out": out[f"self_attn.{name}_proj"] for name in "qkv"}
         if case.architecture == "opt":
             return {**found, "gate_pre": out["fc1"], "neuron": torch.relu(out["fc1"])}
+        if case.architecture in EXPERT_NAMES:
+            gates = {e: out[EXPERT_NAMES[case.architecture][0].format(e)] for e in range(N_EXPERTS)}
+            neurons = {f"neuron.{e}": nn.functional.silu(gate) for e, gate in gates.items()}
+            return {**found, **{f"gate_pre.{e}": gate for e, gate in gates.items()}, **neurons}
         act = getattr(config, "hidden_act", None) or config.hidden_activation
         act = getattr(config, "hidden_activation", None) or act
         return {**found, "gate_pre": out["mlp.gate_proj"], "neuron": ACT2FN[act](out["mlp.gate_proj"])}
@@ -210,8 +271,16 @@ def test_neuron_taps_are_what_the_architecture_splits(case):
         for tap, values in split(case, index).items():
             found = case.statistics.tap(index, tap, None)
             np.testing.assert_allclose(found.total("sum_abs"), values.abs().double().sum(0), rtol=2e-5, err_msg=tap)
-            by_document = values.reshape(N_DOCUMENTS, N_TOKENS, -1).sum(1)
+            document_of = document_of_tokens(case, index, tap)
+            by_document = torch.stack([values[document_of == n].sum(0) for n in document_of.unique()])
             np.testing.assert_allclose(found.documents("sum"), by_document, rtol=1e-3, atol=2e-4, err_msg=tap)
+
+
+def document_of_tokens(case: Case, index: int, tap: str) -> torch.Tensor:
+    """Return of which document each token is that reaches a tap."""
+    if "." not in tap:
+        return torch.arange(N_DOCUMENTS).repeat_interleave(N_TOKENS)
+    return case.documents[names_of(case.reference, index, int(tap.partition(".")[2]))[0]]
 
 
 def test_input_taps_are_what_enters_the_modules(case):
@@ -268,14 +337,20 @@ def test_groups_are_of_the_module_and_not_of_the_weight_it_shares(case, tmp_path
     mask = prune(case, tmp_path / "mask", "neuronrank_tfidf", rule="unstructured", sparsity=0.3, attention=True)
     sizes = {entry["name"]: (entry["n_removed"], np.prod(entry["shape"])) for entry in mask.modules}
     assert all(removed == int(0.3 * size + 1e-9) for removed, size in sizes.values()), sizes
-    gated = "gate" in " ".join(sizes)
-    assert len(sizes) == 2 * (7 if gated else 6)
+    assert len(sizes) == 2 * (4 + n_mlp_modules(case))
+
+
+def n_mlp_modules(case: Case) -> int:
+    if case.architecture in EXPERT_NAMES:
+        return 3 * N_EXPERTS
+    return 2 if case.architecture in ("bloom", "falcon", "gpt2", "gpt_neox", "opt") else 3
 
 
 def test_whole_neurons_are_removed_and_can_be_cut_out(case, tmp_path):
     recipe = read_recipe({"attention": {"method": "none"}, "mlp": {"method": "neuronrank_old"}}, "recipe")
     factors, header = compute_factors(case.statistics, recipe), score_header(case.statistics.manifest, "mine", recipe)
-    pattern = read_pattern({"rule": "structured", "sparsity": 0.25, "attention": False}, "pattern")
+    n_left = 32 if case.architecture in EXPERT_NAMES else 30  # experts are run with multiples of 4 only
+    pattern = read_pattern({"rule": "structured", "sparsity": 1 - n_left / 40, "attention": False}, "pattern")
     make_masks(case.artifact, factors, header, pattern, "mine", tmp_path / "mask")
     mask = MaskFile(tmp_path / "mask")
     zeroed = load_model(case.artifact, torch.float32, torch.device("cpu"), mask)
@@ -287,5 +362,5 @@ def test_whole_neurons_are_removed_and_can_be_cut_out(case, tmp_path):
     small = export(case, mask, tmp_path / "small", "--compact")
     torch.testing.assert_close(logits(small, case), logits(zeroed, case), rtol=1e-4, atol=1e-4)
     config = json.loads((tmp_path / "small" / "config.json").read_text())
-    assert 30 in config.values()
+    assert n_left in config.values()
     assert (logits(case.reference, case) - logits(small, case)).abs().max() > 1e-3

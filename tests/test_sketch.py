@@ -28,7 +28,7 @@ def accumulate(x: np.ndarray, profile: str = "full", tap: str = "neuron", chunks
     tokens = torch.zeros(1, len(x), dtype=torch.long)
     with Accumulation(Context(1, PROFILES[profile], tokens, 0, tokens, 0, gram=False)) as accumulation:
         for part in np.array_split(x.astype(np.float32), chunks):
-            accumulation.add(tap, Tapped(torch.from_numpy(part.copy())[None], slice(0, 1)))
+            accumulation.add(tap, Tapped.of(torch.from_numpy(part.copy()), slice(0, 1), len(part)))
         return {name: values.numpy() for (_, name), values in accumulation.result().items()}
 
 
@@ -242,7 +242,7 @@ def awkward(n_tokens: int, n_channels: int) -> torch.Tensor:
 
 def tapped(x: torch.Tensor) -> Tapped:
     """As one document."""
-    return Tapped(x[None], slice(0, 1))
+    return Tapped.of(x, slice(0, 1), len(x))
 
 
 def strips(n_channels: int) -> list[tuple[int, int]]:
@@ -326,7 +326,7 @@ def test_the_compiled_document_sums_are_the_plain_ones(shape, dtype, wanted):
         sums = torch.full((4, 4, shape[1]), torch.nan)
         across = torch.full((shape[1],), torch.inf), torch.zeros(2, shape[1], dtype=torch.int32)
         for strip in pieces:
-            add(Tapped(x, slice(1, 4)), strip, flags, sums, across)
+            add(Tapped.of(x, slice(1, 4), x.shape[1]), strip, flags, sums, across)
         assert sums[:, 0].isnan().all()  # another document
         names = ("sum", "sum_abs", "sum_sq", "max_abs")
         found |= {name: sums[k, 1:] for k, name in enumerate(names)} | {"min": across[0]}
@@ -368,8 +368,8 @@ def test_threads_do_not_change_a_bit(n_threads):
     def found(threads: int) -> dict:
         with Accumulation(Context(3, PROFILES["full"], groups, 4, groups, 4, gram=True)) as accumulation:
             accumulation._n_threads = threads
-            accumulation.add("neuron", Tapped(x[:2], slice(0, 2)))
-            accumulation.add("neuron", Tapped(x[2:], slice(2, 3)))
+            accumulation.add("neuron", Tapped.of(x[:2], slice(0, 2), 30))
+            accumulation.add("neuron", Tapped.of(x[2:], slice(2, 3), 30))
             return accumulation.result()
 
     alone, together = found(1), found(n_threads)

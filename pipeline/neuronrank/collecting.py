@@ -22,7 +22,9 @@ from neuronrank.files import boot_id, canonical_json, resumable_directory, sha25
 from neuronrank.merging_artifacts import FittedOn
 from neuronrank.prediction import Needs, collected_shape, predict
 from neuronrank.ranks import ALONE, Ranks
+from neuronrank.routing import routing_lines
 from neuronrank.skeleton import manifest_of
+from neuronrank.statistics_store import Statistics
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.streaming import StreamedModel
 from neuronrank.windows import Windows
@@ -116,11 +118,14 @@ def collect_statistics(
         for layer in layers(work, writer):
             writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
+    for line in routing_lines(Statistics(out)):
+        log.info("%s", line)
     return device
 
 
 def _needs(streamed: StreamedModel, share: slice, windows: Windows, options: CollectParams) -> Needs:
     kept = {"classes": options.classes, "micro_topics": options.topics.micro_topics, "gram": options.gram}
+    kept["experts_per_token"] = getattr(streamed.skeleton.model.config, "num_experts_per_tok", 0)
     n_tokens = windows.token_ids.shape[1]
     shape = collected_shape(streamed.modules, (share.stop - share.start, n_tokens), kept)
     item_bytes = getattr(torch, options.dtype).itemsize

@@ -177,15 +177,14 @@ def _count(
     context: Context,
 ) -> Arrays:
     """Run all documents through one layer, keep what leaves it, and return what its accumulators found."""
-    sections = model.skeleton.sections(index)
+    sections, n_tokens = model.skeleton.sections(index), context.class_of_token.shape[1]
     with Accumulation(context) as accumulation:
         for batch in batches:
 
-            def on_tap(tap: str, values: Tensor, rows: slice = batch.rows) -> None:
-                by_document = values.reshape(rows.stop - rows.start, -1, values.shape[-1])  # some run them side by side
-                accumulation.add(tap, Tapped(by_document, rows))
+            def on_tap(tap: str, values: Tensor, tokens: Tensor | None, rows: slice = batch.rows) -> None:
+                accumulation.add(tap, Tapped.of(values, rows, n_tokens, tokens))
 
-            with tapped(layer, model.layout.taps, sections, on_tap):
+            with tapped(layer, model.layout, sections, on_tap):
                 output = model.run(layer, index, batch, hidden)
             hidden.leaving(index)[batch.rows] = output.cpu()
         found = accumulation.result()

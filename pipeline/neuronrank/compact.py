@@ -19,6 +19,9 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import Rows
 from neuronrank.shards import INDEX, rewrite_shard, write_index
 
+_EXPERT_BYTES = 16
+"""`torch.nn.functional.grouped_mm`, with which transformers runs experts, refuses other strides."""
+
 
 def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[int, int]:
     """Write the model without its removed neurons.
@@ -38,7 +41,7 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
     kept: dict[str, tuple[int, NDArray[np.intp]]] = {}
     for entry in masks.modules:
         is_row = entry["neuron_axis"] == "row"
-        stay = neurons[entry["layer"]]
+        stay = neurons[entry["block"]]
         if entry["rows"] is not None:  # gate and up in one weight
             stay = Rows(*entry["rows"]).of(masks.header["shapes"][entry["weight"]][0])[stay]
             stay = np.concatenate([kept.get(entry["weight"], (0, stay[:0]))[1], stay])
@@ -58,10 +61,10 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
     return before, after
 
 
-def _kept_neurons(masks: MaskFile) -> dict[int, NDArray[np.intp]]:
-    """Return layer -> indices of the neurons that stay."""
+def _kept_neurons(masks: MaskFile) -> dict[str, NDArray[np.intp]]:
+    """Return block -> indices of the neurons that stay."""
     rule = masks.header["pattern"]["rule"]
-    neurons: dict[int, NDArray[np.intp]] = {}
+    neurons: dict[str, NDArray[np.intp]] = {}
     for entry in masks.modules:
         if "neuron_axis" not in entry:
             raise MismatchError(
@@ -71,15 +74,15 @@ def _kept_neurons(masks: MaskFile) -> dict[int, NDArray[np.intp]]:
         keep = masks.module_keep(entry)
         lines = keep if entry["neuron_axis"] == "row" else keep.T
         kept = np.flatnonzero(lines[:, 0])
-        if not (lines == lines[:, :1]).all() or not np.array_equal(kept, neurons.setdefault(entry["layer"], kept)):
+        if not (lines == lines[:, :1]).all() or not np.array_equal(kept, neurons.setdefault(entry["block"], kept)):
             raise MismatchError(
                 f"{masks.path}: {entry['weight']} does not remove the same whole neurons as the rest of layer "
-                f"{entry['layer']}. Make it again: dvc repro prune"
+                f"{entry['block']}. Make it again: dvc repro prune"
             )
     return neurons
 
 
-def _sizes(neurons: dict[int, NDArray[np.intp]], model: ModelArtifact, masks: MaskFile) -> tuple[int, int, str]:
+def _sizes(neurons: dict[str, NDArray[np.intp]], model: ModelArtifact, masks: MaskFile) -> tuple[int, int, str]:
     """Return the neurons of a layer before and after, and which entry of the configuration states them."""
     config, n_layers = model.description["config"], masks.header["n_layers"]
     counts = sorted({kept.size for kept in neurons.values()})
@@ -89,10 +92,17 @@ def _sizes(neurons: dict[int, NDArray[np.intp]], model: ModelArtifact, masks: Ma
             f"{model.weights_directory}/config.json: a {config['model_type']} has no entry for the width of its MLP. "
             f"Export without --compact"
         )
-    if len(neurons) != n_layers or len(counts) != 1:
+    n_pruned = len({block.partition(".")[0] for block in neurons})
+    if n_pruned != n_layers or len(counts) != 1:
         raise MismatchError(
-            f"{masks.path}: removes neurons from {len(neurons)} of {n_layers} layers and leaves {counts}; config.json "
+            f"{masks.path}: removes neurons from {n_pruned} of {n_layers} layers and leaves {counts}; config.json "
             f"has one {name} for all layers. Prune without pruning_last, or export without --compact"
+        )
+    item_bytes = {"float32": 4}.get(str(config.get("dtype") or config.get("torch_dtype")), 2)
+    if registry.load("models", config["model_type"]).LAYOUT.experts and counts[0] * item_bytes % _EXPERT_BYTES:
+        raise MismatchError(
+            f"{masks.path}: leaves {counts[0]} neurons of every expert, which transformers cannot run: it needs a "
+            f"multiple of {_EXPERT_BYTES // item_bytes}. Prune another share, or export without --compact"
         )
     gate = next(entry for entry in masks.modules if entry["neuron_axis"] == "row")
     return int(gate["shape"][0]), int(counts[0]), str(name)

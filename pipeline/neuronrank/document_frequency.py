@@ -14,6 +14,19 @@ from numpy.typing import NDArray
 DEFAULT_QUANTILE = 0.6
 
 
+def active_means(sums: NDArray[np.floating[Any]], n_tokens: NDArray[np.integer[Any]] | None) -> NDArray[Any]:
+    """Return what ranks documents by activity: their means; as they are when all documents are equally long.
+
+    Args:
+        sums: (D, C) of |a| over the tokens of each document.
+        n_tokens: (D,) of each document, those without tokens are left out; None when all have as many.
+    """
+    if n_tokens is None:
+        return sums
+    held = n_tokens > 0
+    return np.asarray(sums[held].astype(np.float64) / n_tokens[held, None])
+
+
 def document_frequency(activity: NDArray[np.floating[Any]], quantile: float) -> NDArray[np.int64]:
     """Count, per channel, the documents whose activity reaches the pooled quantile.
 
@@ -23,10 +36,12 @@ def document_frequency(activity: NDArray[np.floating[Any]], quantile: float) -> 
         quantile: in (0, 1); linearly interpolated between order statistics, as `numpy.quantile` does.
 
     Returns:
-        (C,) counts in [0, D].
+        (C,) counts in [0, D]; 0 without a document.
 
     Source: METHODS section 3.4, `DF_c = #{d : A_dc >= tau}`.
     """
+    if not activity.size:
+        return np.zeros(activity.shape[1], dtype=np.int64)
     # An entry reaches the interpolated quantile exactly when it reaches the order statistic at or above it, so that
     # no rounding of the threshold can move an entry across it.
     position = math.ceil(quantile * (activity.size - 1) - 1e-9)

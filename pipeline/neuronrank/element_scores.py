@@ -78,8 +78,8 @@ def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[
     return scores
 
 
-def neuron_scores(layer: int, n_neurons: int, factors: Factors, part: dict[str, Any]) -> Vector:
-    """Return the score of every MLP neuron of a layer, (F,) float32, finite, >= 0; higher is kept.
+def neuron_scores(block: str, n_neurons: int, factors: Factors, part: dict[str, Any]) -> Vector:
+    """Return the score of every MLP neuron of a layer or expert, (F,) float32, finite, >= 0; higher is kept.
 
     Raises:
         ParamsError: the recipe's method has no neuron score.
@@ -87,7 +87,7 @@ def neuron_scores(layer: int, n_neurons: int, factors: Factors, part: dict[str, 
         NotFiniteError: a score is NaN, infinite or negative.
         DegenerateError: all scores are equal.
     """
-    name = f"neurons.{layer}"
+    name = f"neurons.{block}"
     if name not in factors:
         raise ParamsError(
             f"method {part['method']!r} has no neuron score, and the pattern removes whole neurons; "
@@ -96,7 +96,7 @@ def neuron_scores(layer: int, n_neurons: int, factors: Factors, part: dict[str, 
     scores = factors[name]
     if scores.shape != (n_neurons,):
         raise MismatchError(
-            f"{name}: holds {scores.size} scores, the layer has {n_neurons} neurons. Run: dvc repro score"
+            f"{name}: holds {scores.size} scores, the MLP has {n_neurons} neurons. Run: dvc repro score"
         )
     _require_sound(name, scores, "Lower the exponents")
     _require_several(name, scores)

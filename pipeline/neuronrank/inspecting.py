@@ -1,5 +1,6 @@
 """What `neuronrank inspect` tells: statistics, scores, masks, losses or token windows. Needs no torch."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from neuronrank import losses, mask_store, score_store, windows
 from neuronrank.errors import ArtifactError
 from neuronrank.files import read_metadata
 from neuronrank.realised import part_counts
+from neuronrank.routing import describe_routing
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.stored_arrays import stored_arrays, total_bytes
 
@@ -91,6 +93,7 @@ def _describe_statistics(path: Path) -> Description:
             "stored": round(total_bytes(path) / _MIB, 3),
             "raw": round(sum(array.raw_bytes for array in arrays) / _MIB, 3),
         },
+        "experts": describe_routing(statistics),
         "layers": [_describe_layer(statistics, layer, n_tokens) for layer in range(manifest["n_layers"])],
     }
 
@@ -102,16 +105,20 @@ def _describe_layer(statistics: Statistics, layer: int, n_tokens: int) -> Descri
         held = array in statistics.manifest["arrays"].get(tap, [])
         return statistics.layer_values(layer, tap, array) if held else None
 
+    def mean(tap: str, sums: NDArray[Any]) -> float:
+        routed = values(tap, "n_tokens")
+        if routed is None:
+            return float(sums.mean() / n_tokens)
+        return float(sums.sum(axis=0).mean() / routed.sum())  # over the tokens of all experts
+
     sums = {tap: values(tap, "wanda_sum_sq") for tap in _RMS_TAPS}
     magnitude, positive = values("neuron", "tf_sum"), values("neuron", "n_positive")
     frequency, count = values("neuron", "df_count"), values("topics", "count")
     return {
         "layer": layer,
-        "rms": {
-            tap: None if sum_sq is None else float(np.sqrt(sum_sq.mean() / n_tokens)) for tap, sum_sq in sums.items()
-        },
-        "neuron_mean_abs": None if magnitude is None else float(magnitude.mean() / n_tokens),
-        "neuron_positive_share": None if positive is None else float(positive.mean() / n_tokens),
+        "rms": {tap: None if sum_sq is None else math.sqrt(mean(tap, sum_sq)) for tap, sum_sq in sums.items()},
+        "neuron_mean_abs": None if magnitude is None else mean("neuron", magnitude),
+        "neuron_positive_share": None if positive is None else mean("neuron", positive),
         "neuron_df": None
         if frequency is None
         else {"min": int(frequency.min()), "median": float(np.median(frequency)), "max": int(frequency.max())},

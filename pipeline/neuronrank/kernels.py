@@ -127,39 +127,41 @@ def _flush(total: Any, part: Any) -> None:
 @_compiled
 def reduce_documents(
     x: Bits,
+    starts: NDArray[np.int64],
     shift: np.uint32,
     channels: tuple[int, int],
     wanted: tuple[bool, ...],
-    sums: NDArray[np.float32],
-    across: tuple[NDArray[np.float32], NDArray[np.int32]],
+    found: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]],
 ) -> None:
-    """Reduce x, (B, T, C), over the tokens of each document.
+    """Reduce x, (n, C), over the tokens of each of B documents.
 
     Args:
         x: bits.
+        starts: (B + 1,): where each document begins, and where the last one ends.
         shift: of `bits_of`.
         channels: the first, and the one behind the last.
         wanted: whether the sums of x, |x| and x^2, the largest |x|, the lowest x, and the counts are; what is not
             stays as it was.
-        sums: (4, B, C); becomes the sums of x, |x| and x^2, and the largest |x|. So many tokens as `RUN` are added in
-            float32 before they are added in float64.
-        across: (C,) lowest x so far, and (2, C) counts of x > 0 and of |x| > `FLOOR`, over documents.
+        found: (4, B, C), becomes the sums of x, |x| and x^2, and the largest |x|; so many tokens as `RUN` are added in
+            float32 before they are added in float64. (C,) lowest x so far, and (2, C) counts of x > 0 and of
+            |x| > `FLOOR`, over documents.
     """
-    n_documents, n_tokens, _ = x.shape
-    lowest, counts = across
+    n_documents = len(starts) - 1
+    sums, lowest, counts = found
     wants_sum, wants_magnitude, wants_square, wants_largest, wants_lowest, wants_counts = wanted
     for piece in range(n_documents * ((channels[1] - channels[0] + _STRIP - 1) // _STRIP)):
         n, first = piece % n_documents, channels[0] + piece // n_documents * _STRIP
+        end = starts[n + 1]
         last = min(first + _STRIP, channels[1])
         width = last - first
         parts, totals = np.zeros((4, width), np.float32), np.zeros((3, width), np.float64)
         nothing = np.zeros(width, x.dtype)
-        for start in range(0, n_tokens, RUN):
-            for t in range(start, min(start + RUN, n_tokens), 4):
-                a = x[n, t, first:last]  # beyond the last token zeros, which add nothing and count nowhere
-                b = x[n, t + 1, first:last] if t + 1 < n_tokens else nothing
-                c = x[n, t + 2, first:last] if t + 2 < n_tokens else nothing
-                d = x[n, t + 3, first:last] if t + 3 < n_tokens else nothing
+        for start in range(starts[n], end, RUN):
+            for t in range(start, min(start + RUN, end), 4):
+                a = x[t, first:last]  # beyond the last token zeros, which add nothing and count nowhere
+                b = x[t + 1, first:last] if t + 1 < end else nothing
+                c = x[t + 2, first:last] if t + 2 < end else nothing
+                d = x[t + 3, first:last] if t + 3 < end else nothing
                 if wants_sum:
                     _add(parts[0], a, b, c, d, shift)
                 if wants_magnitude:
@@ -168,11 +170,11 @@ def reduce_documents(
                     _add_squares(parts[2], a, b, c, d, shift)
                 if wants_largest:
                     _raise_to_magnitudes(parts[3], a, b, c, d, shift)
-                if wants_lowest and t + 3 < n_tokens:
+                if wants_lowest and t + 3 < end:
                     _lower_to_values(lowest[first:last], a, b, c, d, shift)
                 elif wants_lowest:
-                    for token in range(t, n_tokens):
-                        one = x[n, token, first:last]
+                    for token in range(t, end):
+                        one = x[token, first:last]
                         _lower_to_values(lowest[first:last], one, one, one, one, shift)
                 if wants_counts:
                     _count_positive(counts[0, first:last], a, b, c, d, shift)

@@ -20,7 +20,7 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, write_tensors
 from neuronrank.module_views import view_of
 
-SCHEMA = "neuronrank.masks/2"
+SCHEMA = "neuronrank.masks/3"
 _REQUIRED = (
     "recipe",
     "pattern",

@@ -26,7 +26,7 @@ def merge_arrays(parts: Sequence[Arrays], class_counts: Sequence[NDArray[np.int6
 
     Args:
         parts: each part's (tap or `topics`, array) -> values without the layer axis; derived arrays left out.
-        class_counts: each part's (M + 1,) tokens of a class.
+        class_counts: each part's (M + 1,) tokens of a class; an expert's are among its arrays.
 
     Raises:
         MismatchError: the parts have not the same arrays, or not the same topics.
@@ -38,7 +38,8 @@ def merge_arrays(parts: Sequence[Arrays], class_counts: Sequence[NDArray[np.int6
         values = [part[group, name] for part in parts]
         if name == "class_centred_sq":
             sums = [part[group, "class_sum"] for part in parts]
-            merged[group, name] = _deviations(values, sums, class_counts).astype(np.float32)
+            routed = [part[group, "class_count"] for part in parts if (group, "class_count") in part]
+            merged[group, name] = _deviations(values, sums, routed or class_counts).astype(np.float32)
         elif name == "nearest":
             merged[group, name] = _nearest(values, [len(part["topics", "labels"]) for part in parts])
         else:

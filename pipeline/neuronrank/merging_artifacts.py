@@ -162,7 +162,7 @@ def _arrays(statistics: Statistics, layer: int) -> Arrays:
         documents = {TOTALS[name] for name in names if name in TOTALS}
         for name in names:
             if not (ARRAYS[name].derived or name in documents):
-                found[group, name] = statistics.layer_values(layer, group, name)
+                found |= {(tap, name): statistics.layer_values(layer, tap, name) for tap in statistics.taps_of(group)}
     return found
 
 

@@ -29,6 +29,8 @@ class Sizes:
     tied: bool = False
     """Whether the output head is the embeddings."""
     architecture: str = "llama"
+    experts: int = 0
+    """Of every layer; `intermediate` is then the width of each."""
 
     @property
     def tap_width(self) -> dict[str, int]:
@@ -55,6 +57,7 @@ class Sizes:
                 self.tap_width[linear.input_tap],
             )
             for linear in layout.linears
+            for _ in range(self.experts if linear.in_expert else 1)
         ]
 
     @property
@@ -73,12 +76,13 @@ class Sizes:
             self.classes,
             self.micro_topics,
             self.gram,
+            self.experts or None,
         )
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the model's weights in bfloat16: linear modules, norms of the layers, embeddings and head."""
-        layer = sum(n_out * n_in for n_out, n_in in self.module_shapes) + 2 * self.hidden
+        """Bytes of the model's weights in bfloat16: linear modules, norms and router, embeddings and head."""
+        layer = sum(n_out * n_in for n_out, n_in in self.module_shapes) + (2 + self.experts) * self.hidden
         outside = (1 if self.tied else 2) * self.vocab * self.hidden + self.hidden
         return 2 * (self.layers * layer + outside)
 
@@ -92,9 +96,12 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     path = path / "config.json" if path.is_dir() else path
     config = read_json(path, run="neuronrank size --help, and give the numbers themselves")
+    architecture = config.get("model_type", "llama") if isinstance(config, dict) else "llama"
+    known = architecture in registry.names("models")
+    width = registry.load("models", architecture).LAYOUT.intermediate if known else None
     names = {
         "hidden": "hidden_size",
-        "intermediate": "intermediate_size",
+        "intermediate": width or "intermediate_size",
         "layers": "num_hidden_layers",
         "heads": "num_attention_heads",
         "vocab": "vocab_size",
@@ -107,5 +114,6 @@ def read_config(path: Path) -> dict[str, Any]:
         "kv_heads": config.get("num_key_value_heads") or found["heads"],
         "head_dim": config.get("head_dim") or found["hidden"] // found["heads"],
         "tied": bool(config.get("tie_word_embeddings")),
-        "architecture": config.get("model_type", "llama"),
+        "architecture": architecture,
+        "experts": config.get("num_local_experts") or config.get("num_experts") or 0,
     }

@@ -38,8 +38,7 @@ def neuron_variance(tap: TapStatistics, params: VarianceParams) -> NDArray[np.fl
             f"{tap.where}: the variance over documents needs at least 2 of them, found 1. "
             f"Raise prepare.calibration_windows and run: dvc repro collect"
         )
-    document_means = tap.documents("sum").astype(np.float64) / tap.n_tokens
-    variance = document_means.var(axis=0, ddof=1)
+    variance = tap.document_means("sum").var(axis=0, ddof=1)
     if params.token_weight:
         mean = tap.total("sum") / tap.n
         variance = variance + params.token_weight * np.maximum(tap.total("sum_sq") / tap.n - mean**2, 0)

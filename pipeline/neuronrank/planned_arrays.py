@@ -9,6 +9,7 @@ import numpy as np
 from neuronrank.profiles import INPUTS, PROFILES, ProfileName, holds
 from neuronrank.sketch import N_BINS
 from neuronrank.statistics_schema import ARRAYS, QUANTILES
+from neuronrank.tap_names import EXPERT_TAPS, of_expert
 
 TOKEN_IDS, WEIGHTS = "token_ids", "weights"
 """Paths of what lies outside the taps."""
@@ -28,12 +29,15 @@ class Shape:
     tap_width: Mapping[str, int]
     """Tap -> channels."""
     module_shapes: tuple[tuple[int, int], ...]
-    """(O, I) of every linear module of one layer."""
+    """(O, I) of every linear module of one layer, those of all experts included."""
     windows: int
     window_tokens: int
     classes: int
     micro_topics: int
     gram: bool = False
+    experts: int | None = None
+    """Of every layer; None where the MLP is no mixture."""
+    experts_per_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ class PlannedArray:
 def planned_arrays(shape: Shape, profile_name: ProfileName) -> list[PlannedArray]:
     """Return every array that an artifact of this profile holds, by path, the vectors of the weights last."""
     profile = PROFILES[profile_name]
-    paths = {f"{tap}/{name}" for tap in profile.taps for name in ARRAYS if holds(profile, tap, name)}
+    inside = {tap: None if shape.experts is None or tap not in EXPERT_TAPS else 0 for tap in profile.taps}
+    kept = [(tap, name) for tap in profile.taps for name in ARRAYS if holds(profile, of_expert(tap, inside[tap]), name)]
+    paths = {f"{tap}/{name}" for tap, name in kept}
     paths = {path for path in paths if shape.classes or "/class_" not in path}
     paths = {path for path in paths if shape.micro_topics or "/topic_" not in path}
     if shape.micro_topics and profile.topical:
@@ -88,4 +94,5 @@ def _planned(path: str, shape: Shape) -> PlannedArray:
         "document and token": 2,
     }
     dtype = "float64" if name in _FLOAT64 else _INTEGERS.get(spec.units, "float32")
-    return PlannedArray(path, (shape.layers, *(lengths[axis] for axis in spec.axes)), dtype)
+    experts = [shape.experts] if shape.experts is not None and tap in EXPERT_TAPS else []
+    return PlannedArray(path, (shape.layers, *experts, *(lengths[axis] for axis in spec.axes)), dtype)

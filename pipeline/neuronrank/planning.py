@@ -19,6 +19,7 @@ from neuronrank.scores import factor_steps
 from neuronrank.sketch import N_BINS
 from neuronrank.statistics_schema import ARRAYS
 from neuronrank.statistics_store import Module, Statistics
+from neuronrank.tap_names import base, of_expert
 
 _CHANNELS, _TOKENS = 3, 512
 
@@ -70,14 +71,15 @@ class _Planned(Statistics):
             "arrays": {},
         }
         self.n_documents = n_documents
+        inside = {True: 0, False: None}  # of a mixture one expert stands for all
         self.modules = [
             Module(
                 name=f"{role.path}.{role.section or ''}",
                 layer=0,
                 part=role.part,
                 shape=(_CHANNELS, _CHANNELS),
-                input_tap=role.input_tap,
-                neuron_tap=role.neuron_tap,
+                input_tap=of_expert(role.input_tap, inside[role.in_expert]),
+                neuron_tap=of_expert(role.neuron_tap, inside[role.in_expert]),
                 neuron_axis=role.neuron_axis,
                 weight=role.path,
                 rows=None,
@@ -100,11 +102,13 @@ class _Planned(Statistics):
         kept = tap == "topics" or holds(self._profile, tap, statistic)
         if not (kept and all(sizes)) or (statistic.startswith("class") and self._sizes["class"] == 1):
             raise ArtifactError(f"{self.directory}: {self._why_missing(tap, statistic)}")
+        if statistic == "n_tokens":
+            return np.full(sizes, _TOKENS)
         if statistic == "merges":
             n_topics = self._sizes["topic"]
             return np.array([[0, 1], *([n_topics + step, step + 2] for step in range(n_topics - 2))])
         if statistic == "total_min":
-            return np.full(sizes, self._lowest if tap == "neuron" else 0.0)
+            return np.full(sizes, self._lowest if base(tap) == "neuron" else 0.0)
         n_tokens = self.n_documents * _TOKENS
         if statistic == "n_positive":
             return np.arange(1, _CHANNELS + 1) * (n_tokens // (_CHANNELS + 1))

@@ -7,6 +7,7 @@ from typing import Any
 from neuronrank.planned_arrays import PROJECTED, Shape, planned_arrays
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.sketch import N_BINS
+from neuronrank.tap_names import EXPERT_TAPS, base, n_experts
 
 _PROCESS = 700 << 20
 """Bytes of Python with torch, transformers and the compiled loops, before there is a model."""
@@ -42,17 +43,18 @@ def collected_shape(modules: Sequence[dict[str, Any]], windows: tuple[int, int],
     Args:
         modules: as a manifest lists them.
         windows: N and T.
-        kept: `classes`, `micro_topics` and `gram`.
+        kept: `classes`, `micro_topics`, `gram` and `experts_per_token`.
     """
     widths: dict[str, int] = {}
     for module in modules:
         n_out, n_in = module["shape"]
-        widths[module["input_tap"]] = n_in
-        widths[module["neuron_tap"]] = n_out if module["neuron_axis"] == "row" else n_in
+        widths[base(module["input_tap"])] = n_in
+        widths[base(module["neuron_tap"])] = n_out if module["neuron_axis"] == "row" else n_in
     widths["gate_pre"] = widths["neuron"]
     of_one = tuple((module["shape"][0], module["shape"][1]) for module in modules if module["layer"] == 0)
     n_layers = 1 + max(module["layer"] for module in modules)
-    return Shape(n_layers, widths, of_one, *windows, **kept)
+    experts = n_experts(module["input_tap"] for module in modules)
+    return Shape(n_layers, widths, of_one, *windows, experts=experts, **kept)
 
 
 def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch: int, outside_bytes: int) -> Needs:
@@ -68,9 +70,13 @@ def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch:
     profile, widths, n, t = (PROFILES[profile_name], shape.tap_width, shape.windows, shape.window_tokens)
     hidden = widths["attn_in"]
     weights = sum(n_out * n_in for n_out, n_in in shape.module_shapes)
+    experts = shape.experts or 1
+    of_experts = 3 * widths["mlp_in"] * widths["neuron"] * experts if shape.experts else 0
+    used = weights - of_experts + of_experts * shape.experts_per_token / experts
     largest = max(n_out * n_in for n_out, n_in in shape.module_shapes)
     kept = sum(
         widths[tap]
+        * (experts if tap in EXPERT_TAPS else 1)
         * (
             16 * n
             + 4 * N_BINS * (2 * (tap in profile.sketched) + (tap in profile.signed))
@@ -87,5 +93,5 @@ def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch:
     return Needs(
         ram_bytes=_PROCESS + _HEAP * max(layer, outside_bytes + batch),
         disk_bytes=arrays * _STORED[profile.rounded] + 2 * n * t * hidden * item_bytes,
-        flop=shape.layers * (2.0 * n * t * weights + attention),
+        flop=shape.layers * (2.0 * n * t * used + attention),
     )

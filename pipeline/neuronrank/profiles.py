@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from neuronrank.statistics_schema import TOTALS
+from neuronrank.tap_names import base, expert
 
 ProfileName = Literal["wanda", "lean", "standard", "full"]
 Kept = Mapping[str, tuple[str, ...]]
@@ -94,6 +95,13 @@ def smallest_with(tap: str, array: str) -> ProfileName | None:
 
 def holds(profile: Profile, tap: str, array: str) -> bool:
     """Say whether a profile keeps an array of a tap; classes and topics as far as there are any."""
+    in_expert, tap = expert(tap) is not None, base(tap)
+    if array == "n_tokens":
+        return in_expert and tap in profile.totals
+    if array == "class_count":
+        return in_expert and tap in profile.classed
+    if array == "topic_count":
+        return in_expert and tap in profile.topical
     if array in TOTALS:
         return array in profile.documents.get(tap, ())
     if array in TOTALS.values():

@@ -18,6 +18,7 @@ from neuronrank.output_head import OutputHead, find_output_head
 from neuronrank.patterns import Pattern
 from neuronrank.realised import require_share
 from neuronrank.score_store import Factors
+from neuronrank.tap_names import base, block
 
 NEURONS = "neuron"
 """The tap of the MLP's neurons: its modules are those that a rule of whole neurons prunes."""
@@ -43,8 +44,14 @@ class ModuleMask:
     def describe(self) -> Entry:
         """Return the module's entry of the mask file's header."""
         entry = {key: self.entry[key] for key in ("name", "weight", "rows", "transposed", "part", "layer", "shape")}
-        neurons = {} if self.neuron_axis is None else {"neuron_axis": self.neuron_axis}
+        whole = self.neuron_axis is not None
+        neurons = {"neuron_axis": self.neuron_axis, "block": _block(self.entry)} if whole else {}
         return {**entry, **neurons, "n_removed": self.n_removed}
+
+
+def _block(entry: Entry) -> str:
+    """Return which MLP a module's neurons belong to: `3` of a layer, `3.7` of an expert."""
+    return block(entry["layer"], entry["neuron_tap"])
 
 
 def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
@@ -60,7 +67,7 @@ def selected_modules(header: dict[str, Any], pattern: Pattern) -> list[Entry]:
         raise ParamsError(f"pruning_last {last}: the model has {n_layers} layers; give at most so many")
     chosen = [m for m in header["modules"] if pattern.selects(m["part"], m["layer"], n_layers)]
     if pattern.rule.RANKS == "neurons":
-        chosen = [module for module in chosen if module["neuron_tap"] == NEURONS]
+        chosen = [module for module in chosen if base(module["neuron_tap"]) == NEURONS]
     selected = [module for module in chosen if module["part"] in header["parts"]]
     if not (selected or pattern.params.lm_head):
         wanted = ", ".join(dict.fromkeys(module["part"] for module in chosen)) or "no module of this model"
@@ -181,7 +188,7 @@ class _Work:
             return ModuleMask(entry, keep)
         axis, shape = entry["neuron_axis"], entry["shape"]
         n_neurons = shape[0] if axis == "row" else shape[1]
-        neurons = self.checked(masked, neuron_scores(entry["layer"], n_neurons, self.factors, self.part(entry)))
+        neurons = self.checked(masked, neuron_scores(_block(entry), n_neurons, self.factors, self.part(entry)))
         keep = np.broadcast_to(neurons[:, None] if axis == "row" else neurons[None, :], shape).copy()
         return ModuleMask(entry, keep, axis)
 

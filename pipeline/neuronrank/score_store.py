@@ -3,7 +3,7 @@
 artifacts/scores/<recipe>.safetensors
   <module>.row, <module>.column            (O,), (I,) float32: factors; absent where the method has none
   <module>.row_term, <module>.column_term  (O,), (I,) float32: added; absent where the method has none
-  neurons.<layer>                          (F,) float32: neuron scores; absent where the method has none
+  neurons.<layer>[.<expert>]               (F,) float32: neuron scores; absent where the method has none
   header                                   schema; per part: method, parameters, weight_exp, weight_multi, default
                                            group; modules; provenance
 

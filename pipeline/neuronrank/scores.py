@@ -13,6 +13,7 @@ from neuronrank.recipes import Recipe, RecipePart
 from neuronrank.score_store import SCHEMA, Factors
 from neuronrank.scoring import Element, MethodParams
 from neuronrank.statistics_store import Module, Statistics
+from neuronrank.tap_names import expert, of_expert
 from neuronrank.tap_statistics import TapStatistics
 
 Vector = NDArray[np.float64]
@@ -28,8 +29,8 @@ def compute_factors(statistics: Statistics, recipe: Recipe) -> Factors:
         recipe: a method for each part.
 
     Returns:
-        `<module>.<row or column>` and `<module>.<row or column>_term`, (O,) or (I,); `neurons.<layer>`, (F,). What a
-        method does not have is absent.
+        `<module>.<row or column>` and `<module>.<row or column>_term`, (O,) or (I,); `neurons.<block>`, (F,), a
+        block being a layer, `3`, or one of its experts, `3.7`. What a method does not have is absent.
 
     Raises:
         ArtifactError: the artifact lacks a statistic that the method needs.
@@ -66,8 +67,9 @@ def factor_steps(statistics: Statistics, recipe: Recipe) -> Iterator[Callable[[]
         shared = _Layer(statistics)
         for module in modules:
             yield partial(_module_factors, shared, module, recipe[module.part])
-        if layer in first:
-            yield partial(_neuron_scores, shared, first[layer], recipe["mlp"])
+        for gate in first.values():
+            if gate.layer == layer:
+                yield partial(_neuron_scores, shared, gate, recipe["mlp"])
 
 
 class _Layer:
@@ -80,7 +82,14 @@ class _Layer:
     def tap(self, layer: int, tap: str, params: MethodParams) -> TapStatistics:
         n_documents: int | None = getattr(params, "nsamples", None)
         if (tap, n_documents) not in self._taps:
-            self._taps[tap, n_documents] = self.statistics.tap(layer, tap, n_documents)
+            opened = self.statistics.tap(layer, tap, n_documents)
+            if not opened.n:
+                raise DegenerateError(
+                    f"{opened.where}: the router sent no calibration token to this expert, so that nothing is known of "
+                    f"it. Raise prepare.calibration_windows, or use text that the model routes to it; or score only "
+                    f"attention (mlp: {{method: none}})"
+                )
+            self._taps[tap, n_documents] = opened
         return self._taps[tap, n_documents]
 
 
@@ -112,7 +121,7 @@ def _module_factors(shared: _Layer, module: Module, part: RecipePart) -> Factors
 
 
 def _neuron_scores(shared: _Layer, gate: Module, part: RecipePart) -> Factors:
-    """Return `neurons.<layer>` -> (F,), nothing when the method does not rank neurons."""
+    """Return `neurons.<block>` -> (F,), nothing when the method does not rank neurons."""
     if not hasattr(part.method, "neuron_score"):
         return {}
     opened = shared.tap(gate.layer, gate.neuron_tap, part.params)
@@ -120,15 +129,18 @@ def _neuron_scores(shared: _Layer, gate: Module, part: RecipePart) -> Factors:
     with np.errstate(all="ignore"):
         score = part.method.neuron_score(opened, norm, part.params)
     _require_ranking(score, f"{opened.where}: the {part.params.method} neuron score")
-    return {f"neurons.{gate.layer}": score.astype(np.float32)}
+    return {f"neurons.{gate.block}": score.astype(np.float32)}
 
 
-def gates(statistics: Statistics) -> dict[int, Module]:
-    """Return layer -> the module whose rows are the MLP's neurons: gate, or the first of a plain MLP."""
-    found: dict[int, Module] = {}
+def gates(statistics: Statistics) -> dict[str, Module]:
+    """Return block -> the module whose rows are the MLP's neurons: gate, or the first of a plain MLP.
+
+    A block is a layer, `3`, or one of its experts, `3.7`.
+    """
+    found: dict[str, Module] = {}
     for module in statistics.modules:
         if module.part == "mlp" and module.neuron_axis == "row":
-            found.setdefault(module.layer, module)
+            found.setdefault(module.block, module)
     return found
 
 
@@ -137,7 +149,7 @@ def _placement(module: Module, element: Element) -> tuple[str, str]:
     if element.channels == "input":
         return module.input_tap, "column"
     if element.channels == "gate_pre" and module.part == "mlp":
-        return "gate_pre", module.neuron_axis
+        return of_expert("gate_pre", expert(module.neuron_tap)), module.neuron_axis
     return module.neuron_tap, module.neuron_axis
 
 
@@ -147,7 +159,7 @@ def _weight_norm(statistics: Statistics, module: Module, element: Element) -> Ve
         return _l2_norm(statistics, module, module.neuron_axis)
     if module.part != "mlp":
         raise ParamsError(f"{module.name}: magnitude neuron_norm is the norm of a gate row; attention has none")
-    return _l2_norm(statistics, gates(statistics)[module.layer], "row")
+    return _l2_norm(statistics, gates(statistics)[module.block], "row")
 
 
 def _l2_norm(statistics: Statistics, module: Module, axis: str) -> Vector:

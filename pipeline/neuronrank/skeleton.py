@@ -29,9 +29,11 @@ from transformers.utils import logging
 from neuronrank import registry
 from neuronrank.checkpoint import Checkpoint
 from neuronrank.errors import MismatchError, UnknownName
+from neuronrank.experts import PARAMETERS, require_understood
 from neuronrank.models import LinearRole, ModelLayout
 from neuronrank.module_views import Rows
 from neuronrank.sections import section_rows
+from neuronrank.tap_names import of_expert
 
 _LINEAR = (nn.Linear, Conv1D)
 
@@ -87,7 +89,7 @@ class Skeleton:
     def _require_known(self, layer: nn.Module) -> None:
         """Refuse a layer with other linear modules than its layout names: they would be left out without a word."""
         found = {path for path, module in layer.named_modules() if isinstance(module, _LINEAR)}
-        known = {role.path for role in self.layout.linears}
+        known = {role.path for role in self.layout.linears if not role.in_expert}
         if found - known:
             raise UnknownName(
                 f"architecture {self.model.config.model_type!r}: with this configuration a layer has linear modules "
@@ -95,6 +97,8 @@ class Skeleton:
             )
         if known - found:
             raise MismatchError(f"{type(layer).__name__}: has no linear modules {sorted(known - found)} of its layout")
+        if self.layout.experts:
+            require_understood(layer, self.layout.experts)
 
     def load(self, tensors: dict[str, torch.Tensor], device: torch.device) -> None:
         """Give parameters the values of these tensors of a checkpoint, converted where the architecture needs it.
@@ -167,11 +171,21 @@ class Skeleton:
         Raises:
             MismatchError: the checkpoint lacks a weight, or a weight cannot be what the layout says.
         """
-        return [self._module(index, role) for index in range(len(self.layers)) for role in self.layout.linears]
+        found = []
+        for index, layer in enumerate(self.layers):
+            found += [self._module(index, role) for role in self.layout.linears if not role.in_expert]
+            if self.layout.experts:
+                for expert in range(require_understood(layer, self.layout.experts)):
+                    found += [self._module(index, role, expert) for role in self.layout.linears if role.in_expert]
+        return found
 
-    def _module(self, index: int, role: LinearRole) -> dict[str, Any]:
-        path = f"{self.layout.layers}.{index}.{role.path}"
-        weight = self._weight(f"{path}.weight")
+    def _module(self, index: int, role: LinearRole, expert: int | None = None) -> dict[str, Any]:
+        if expert is None:
+            path = f"{self.layout.layers}.{index}.{role.path}"
+            weight = self._weight(f"{path}.weight")
+        else:
+            weight = self._expert_weight(index, role.path.format(expert=expert))
+            path = weight.removesuffix(".weight")
         stored = self.weights.shape(weight)
         n_out, n_in = reversed(stored) if self.layout.transposed else stored
         rows = None
@@ -184,8 +198,8 @@ class Skeleton:
             "layer": index,
             "part": role.part,
             "shape": [n_out, n_in],
-            "input_tap": role.input_tap,
-            "neuron_tap": role.neuron_tap,
+            "input_tap": of_expert(role.input_tap, expert),
+            "neuron_tap": of_expert(role.neuron_tap, expert),
             "neuron_axis": role.neuron_axis,
             "weight": weight,
             "rows": None if rows is None else [rows.offset, rows.block, rows.period],
@@ -230,6 +244,18 @@ class Skeleton:
         if len(names) != 1:
             raise MismatchError(f"{self.weights.directory}: has no tensor for {parameter!r} of this architecture")
         return names[0]
+
+    def _expert_weight(self, index: int, path: str) -> str:
+        """Return the checkpoint's tensor of one expert's module: one of those that make up the experts' parameters."""
+        parameters = (f"{self.layout.layers}.{index}.{self.layout.experts}.{name}" for name in PARAMETERS)
+        stored = [name for parameter in parameters for name in self._stored_as.get(parameter, [])]
+        found = [name for name in stored if name.endswith(f".{path}.weight")]
+        if len(found) != 1:
+            raise MismatchError(
+                f"{self.weights.directory}: has no tensor '…{path}.weight' for the experts of layer {index}, but "
+                f"{len(stored)} others. Expected: every expert's modules as tensors of their own, as published"
+            )
+        return found[0]
 
     def _context_width(self, index: int) -> int:
         """Return the width of what enters the attention's output projection: all query heads together."""

@@ -1,7 +1,8 @@
 """The arrays of the statistics artifact: axes, units, and how each is stored. Needs no torch.
 
 Arrays of a tap lie at `<tap>/<name>`, those of the topics and classes at `topics/<name>` and `classes/<name>`; every
-one but `classes/*` and `token_ids` has a first axis `layer`.
+one but `classes/*` and `token_ids` has a first axis `layer`. Where the MLP is a mixture of experts, the arrays of
+`mlp_in`, `gate_pre`, `neuron` and `mlp_mid` have a second axis `expert`, and count the tokens routed to each.
 """
 
 from collections.abc import Mapping
@@ -72,6 +73,9 @@ ARRAYS: Mapping[str, Spec] = {
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=9),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=9),
     "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=9),
+    "n_tokens": Spec(("document",), "token", "tokens of each document that are routed to the expert", stacked=True),
+    "class_count": Spec(("class",), "token", "tokens of each class that are routed to the expert", stacked=True),
+    "topic_count": Spec(("topic",), "token", "tokens of each micro-topic that are routed to the expert", stacked=True),
     "gram": Spec(("channel", "channel"), "activation^2", "X^T X over all calibration tokens"),
     "labels": Spec(("document", "token"), "micro-topic", "the micro-topic of each token"),
     "centroids": Spec(
@@ -86,4 +90,5 @@ ARRAYS: Mapping[str, Spec] = {
         stacked=True,
     ),
 }
-"""Name -> what it is. `classes/token_ids`, `classes/count` and `token_ids` have no layer axis and are not listed."""
+"""Name -> what it is. `n_tokens`, `class_count` and `topic_count` are held of experts only. `classes/token_ids`,
+`classes/count` and `token_ids` have no layer axis and are not listed."""

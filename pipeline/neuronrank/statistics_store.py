@@ -22,6 +22,7 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import check_schema, read_header, read_json, read_tensors
 from neuronrank.profiles import PROFILES, smallest_with
 from neuronrank.statistics_schema import SCHEMA
+from neuronrank.tap_names import EXPERT_TAPS, base, block, expert, n_experts, of_expert
 from neuronrank.tap_statistics import TapStatistics
 
 _REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "lm_head", "profile", "arrays")
@@ -50,6 +51,11 @@ class Module:
     """Offset, block and period of its rows, when several modules share the tensor; `module_views.Rows`."""
     transposed: bool
     """Whether the tensor is stored as (I, O)."""
+
+    @property
+    def block(self) -> str:
+        """Which MLP its neurons belong to, when it has any: that of the layer, or of one expert."""
+        return block(self.layer, self.neuron_tap)
 
 
 def module_of(entry: dict[str, Any]) -> Module:
@@ -94,22 +100,38 @@ class Statistics:
                 f"{self.directory}: holds {self.n_documents} documents, nsamples {n} were asked for. "
                 f"Raise prepare.calibration_windows and run: {_RUN}"
             )
-        n_tokens = self.manifest["calibration"]["window_tokens"]
-        return TapStatistics(f"layer {layer}, tap {tap!r}", n, n_tokens, self, layer, tap)
+        n_tokens, number = self.manifest["calibration"]["window_tokens"], expert(tap)
+        where = f"layer {layer}, {'' if number is None else f'expert {number}, '}tap {base(tap)!r}"
+        return TapStatistics(where, n, n_tokens, self, layer, tap)
 
     def layer_values(self, layer: int, tap: str, statistic: str) -> NDArray[Any]:
         """Return one layer of an array, without its layer axis; neighbouring layers are read along with it.
 
+        Of a tap inside an expert the expert's, without that axis; of its name without the number those of all experts.
+
         Raises:
             ArtifactError: the artifact does not hold this statistic, or its data are corrupt or missing.
         """
-        array = self._array(tap, statistic)
+        array, number = self._array(base(tap), statistic), expert(tap)
         per_block = max(1, _BLOCK_BYTES // (max(1, array.dtype.itemsize * math.prod(array.shape[1:]))))
         block, offset = divmod(layer, per_block)
         if self._blocks.get(array.name, (None,))[0] != block:
             values = self._read(array, slice(block * per_block, (block + 1) * per_block))
             self._blocks[array.name] = (block, values)
-        return np.asarray(self._blocks[array.name][1][offset])
+        values = self._blocks[array.name][1][offset]
+        return np.asarray(values if number is None else values[number])
+
+    def routed_tokens(self) -> NDArray[np.int64] | None:
+        """Return (layers, experts) tokens that were routed to each expert; None where there are no experts."""
+        if "n_tokens" not in self.manifest["arrays"].get("mlp_in", []):
+            return None
+        layers = range(self.manifest["n_layers"])
+        return np.stack([self.layer_values(layer, "mlp_in", "n_tokens").sum(axis=1) for layer in layers])
+
+    def taps_of(self, group: str) -> list[str]:
+        """Return the taps whose arrays lie in a group: itself, or one for every expert."""
+        inside = n_experts(module.input_tap for module in self.modules) if group in EXPERT_TAPS else None
+        return [group] if inside is None else [of_expert(group, number) for number in range(inside)]
 
     def class_count(self) -> NDArray[np.int64]:
         """Return (M + 1,) tokens of each class and of all others.

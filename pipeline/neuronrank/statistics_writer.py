@@ -12,13 +12,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, TransposeCodec
 
-from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
+from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError
 from neuronrank.files import read_tensors, write_json, write_tensors
 from neuronrank.profiles import PROFILES, ProfileName
 from neuronrank.sketch import MagnitudeSketch
 from neuronrank.statistics_schema import ARRAYS, QUANTILES, SCHEMA, TOTALS, Spec
 from neuronrank.statistics_store import MANIFEST
+from neuronrank.tap_names import base, expert
 
 Arrays = Mapping[tuple[str, str], NDArray[Any]]
 
@@ -89,7 +90,7 @@ class StatisticsWriter:
         """
         chunks: list[tuple[Any, NDArray[Any]]] = []
         waiting: dict[str, NDArray[Any]] = {f"weights/{name}": values for name, values in weights.items()}
-        for (group, name), values in self.stored(arrays).items():
+        for (group, name), values in _experts_together(self.stored(arrays)).items():
             spec = ARRAYS[name]
             if spec.stacked:
                 waiting[f"stacked/{group}/{name}"] = values
@@ -142,13 +143,15 @@ class StatisticsWriter:
                     rounded.max(axis=0) if name == "max_abs" else rounded.sum(axis=0, dtype=np.float64)
                 )
                 if name == "sum_abs":
-                    kept[group, "df_count"] = document_frequency(rounded, DEFAULT_QUANTILE).astype(np.int32)
-                if name not in PROFILES[self._profile].documents.get(group, ()):
+                    activity = active_means(rounded, arrays.get((group, "n_tokens")))
+                    kept[group, "df_count"] = document_frequency(activity, DEFAULT_QUANTILE).astype(np.int32)
+                if name not in PROFILES[self._profile].documents.get(base(group), ()):
                     continue
             if name == "sketch_count":
                 sketch = MagnitudeSketch(values, arrays[group, "sum_abs"].sum(axis=0, dtype=np.float64))
-                quantiles = [sketch.quantile(quantile) for quantile in QUANTILES]
-                kept[group, "quantiles"] = self._rounded("quantiles", np.stack(quantiles).astype(np.float32))
+                quantiles = [sketch.quantile(quantile) for quantile in QUANTILES] if values.any() else None
+                found = np.zeros((len(QUANTILES), len(values))) if quantiles is None else np.stack(quantiles)
+                kept[group, "quantiles"] = self._rounded("quantiles", found.astype(np.float32))
             kept[group, name] = rounded
         return kept
 
@@ -172,21 +175,34 @@ class StatisticsWriter:
         codec = BloscCodec(cname="zstd", clevel=_LEVEL, shuffle="bitshuffle")
         # The documents and the classes of a channel are alike: side by side they compress better.
         alike = isinstance(about, Spec) and about.axes in (("document", "channel"), ("class", "channel"))
+        outer = range(len(shape) - 2)
         self._open[path] = self._root.create_array(
             path,
             shape=shape,
             chunks=chunks,
             dtype=dtype,
             fill_value=fill,
-            filters=[TransposeCodec(order=(0, 2, 1))] if alike else [],
+            filters=[TransposeCodec(order=(*outer, len(shape) - 1, len(shape) - 2))] if alike else [],
             compressors=[codec],
-            attributes=about if isinstance(about, dict) else _attributes(about),
+            attributes=about if isinstance(about, dict) else _attributes(about, len(shape)),
         )
         return self._open[path]
 
 
-def _attributes(spec: Spec) -> dict[str, Any]:
-    about = {"axes": ["layer", *spec.axes], "units": spec.units, "definition": spec.definition}
+def _experts_together(arrays: Arrays) -> Arrays:
+    """Return arrays of taps inside experts stacked, the experts in order, each tap by its name without the number."""
+    together: dict[tuple[str, str], Any] = {}
+    for (tap, name), values in sorted(arrays.items(), key=lambda item: expert(item[0][0]) or 0):
+        if expert(tap) is None:
+            together[tap, name] = values
+        else:
+            together.setdefault((base(tap), name), []).append(values)
+    return {key: np.stack(values) if isinstance(values, list) else values for key, values in together.items()}
+
+
+def _attributes(spec: Spec, n_axes: int) -> dict[str, Any]:
+    of_experts = ["expert"] if n_axes > len(spec.axes) + 1 else []
+    about = {"axes": ["layer", *of_experts, *spec.axes], "units": spec.units, "definition": spec.definition}
     return {**about, "derived": spec.derived}
 
 

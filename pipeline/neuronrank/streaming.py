@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronrank.checkpoint import Checkpoint
+from neuronrank.experts import run_one_after_the_other
 from neuronrank.hidden_states import HiddenStates
 from neuronrank.skeleton import Skeleton, release_
 
@@ -45,6 +46,8 @@ class StreamedModel:
         self.skeleton = Skeleton(weights, dtype)
         self.skeleton.load_outside(device, with_head=False)
         self.layout, self.layers, self.weights = self.skeleton.layout, self.skeleton.layers, weights
+        if self.layout.experts:
+            run_one_after_the_other(self.skeleton.model)
         self.modules = self.skeleton.modules()
         """Of all layers, as a manifest lists them."""
         self._model: Any = self.skeleton.model

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.document_frequency import DEFAULT_QUANTILE, document_frequency
+from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError, UnknownName
 from neuronrank.sketch import EDGES, MagnitudeSketch
 from neuronrank.statistics_schema import TOTALS
+from neuronrank.tap_names import expert
 from neuronrank.token_classes import ClassMoments, fewer_classes
 from neuronrank.topic_merging import merged_topics
 
@@ -32,22 +34,36 @@ class TopicSums:
 
 @dataclass(frozen=True)
 class TapStatistics:
-    """One tap of one layer, over the first `n_documents` documents."""
+    """One tap of one layer, over the first `n_windows` calibration windows.
+
+    A document is what of a window reaches the tap: all of it, or the tokens that are routed to the tap's expert.
+    """
 
     where: str
     """For messages, for example `layer 3, tap 'neuron'`."""
-    n_documents: int
-    n_tokens: int
-    """Per document."""
+    n_windows: int
+    window_tokens: int
     _store: "Statistics"
     _layer: int
     _tap: str
     _known: dict[Any, NDArray[np.float64]] = field(default_factory=dict, compare=False, repr=False)
 
+    @cached_property
+    def _routed(self) -> NDArray[np.int64] | None:
+        """(n_windows,) tokens that are routed to the tap's expert; None where there are no experts."""
+        if expert(self._tap) is None:
+            return None
+        return self._read("n_tokens")[: self.n_windows].astype(np.int64)
+
+    @property
+    def n_documents(self) -> int:
+        """Documents with tokens."""
+        return self.n_windows if self._routed is None else int(np.count_nonzero(self._routed))
+
     @property
     def n(self) -> int:
         """Tokens of all documents."""
-        return self.n_documents * self.n_tokens
+        return self.n_windows * self.window_tokens if self._routed is None else int(self._routed.sum())
 
     def remembered(
         self, compute: Callable[["TapStatistics", Any], NDArray[np.float64]], params: Any
@@ -63,7 +79,7 @@ class TapStatistics:
         return self._known[compute, params]
 
     def documents(self, statistic: str) -> NDArray[np.float32]:
-        """Return (D, C) sums over the tokens of each document.
+        """Return (D, C) sums over the tokens of each document that has any.
 
         Args:
             statistic: `sum`, `sum_abs`, `sum_sq` or `max_abs`.
@@ -71,7 +87,13 @@ class TapStatistics:
         Raises:
             ArtifactError: the artifact does not hold this statistic of this tap.
         """
-        return self._read(statistic)[: self.n_documents]
+        found = self._read(statistic)[: self.n_windows]
+        return found if self._routed is None else found[self._routed > 0]
+
+    def document_means(self, statistic: str) -> NDArray[np.float64]:
+        """Return (D, C) means over the tokens of each document that has any; arguments and errors of `documents`."""
+        n_tokens = self.window_tokens if self._routed is None else self._routed[self._routed > 0, None]
+        return np.asarray(self.documents(statistic).astype(np.float64) / n_tokens)
 
     def total(self, statistic: str) -> NDArray[np.float64]:
         """Return (C,) sums over all tokens of the documents.
@@ -85,7 +107,7 @@ class TapStatistics:
         """
         if statistic not in TOTALS:
             raise UnknownName(f"{self.where}: no totals of {statistic!r}; there are: {', '.join(TOTALS)}")
-        if self.n_documents == self._store.n_documents:
+        if self._has_all:
             return np.asarray(self._read(TOTALS[statistic]))
         return np.asarray(self.documents(statistic).sum(axis=0, dtype=np.float64))
 
@@ -95,9 +117,9 @@ class TapStatistics:
         Raises:
             ArtifactError: the artifact does not hold `sum_abs` of every document of this tap.
         """
-        if quantile == DEFAULT_QUANTILE and self.n_documents == self._store.n_documents:
+        if quantile == DEFAULT_QUANTILE and self._has_all:
             return self._read("df_count").astype(np.int64)
-        return document_frequency(self.documents("sum_abs"), quantile)
+        return document_frequency(active_means(self._read("sum_abs")[: self.n_windows], self._routed), quantile)
 
     def n_positive(self) -> NDArray[np.int64]:
         """Return (C,) counts of tokens with a > 0.
@@ -138,7 +160,8 @@ class TapStatistics:
             MismatchError: more classes than are stored, or fewer documents than were counted.
         """
         sums = self._read_whole("class_sum").astype(np.float64)
-        count = self._store.class_count().astype(np.float64)
+        of_all = self._routed is None
+        count = (self._store.class_count() if of_all else self._read("class_count")).astype(np.float64)
         if n > len(count) - 1:
             raise MismatchError(
                 f"{self._store.directory}: holds {len(count) - 1} token classes, {n} were asked for. "
@@ -165,20 +188,26 @@ class TapStatistics:
             )
         topic = merged_topics(self._store.layer_values(self._layer, "topics", "merges"), k)
         count = np.zeros(k, dtype=np.int64)
-        np.add.at(count, topic, self._store.layer_values(self._layer, "topics", "count"))
+        of_topics = self._store.layer_values(self._layer, "topics", "count")
+        np.add.at(count, topic, of_topics if self._routed is None else self._read("topic_count"))
         sums = np.zeros((k, micro.shape[1]))
         (np.maximum if statistic == "max_abs" else np.add).at(sums, topic, micro)
         return TopicSums(count, sums)
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether no window is left out."""
+        return self.n_windows == self._store.n_documents
 
     def _read(self, array: str) -> NDArray[Any]:
         return self._store.layer_values(self._layer, self._tap, array)
 
     def _read_whole(self, array: str) -> NDArray[Any]:
         """Read an array that has no document axis."""
-        if self.n_documents != self._store.n_documents:
+        if not self._has_all:
             raise MismatchError(
                 f"{self._store.directory}: {self._tap}/{array} counts all {self._store.n_documents} documents, "
-                f"nsamples {self.n_documents} cannot be taken from it. Leave nsamples out, or set "
-                f"prepare.calibration_windows: {self.n_documents} and run: {_RUN}"
+                f"nsamples {self.n_windows} cannot be taken from it. Leave nsamples out, or set "
+                f"prepare.calibration_windows: {self.n_windows} and run: {_RUN}"
             )
         return self._read(array)

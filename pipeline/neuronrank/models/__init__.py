@@ -21,7 +21,8 @@ class LinearRole:
     """One linear module of a decoder layer and the taps whose factors its weights carry (METHODS section 1)."""
 
     path: str
-    """Below the layer, for example `self_attn.q_proj`."""
+    """Below the layer, for example `self_attn.q_proj`. Of an expert's module that of its weight in the checkpoint, with
+    `{expert}` for the expert's number: in the model all experts share one parameter."""
     part: Part
     input_tap: str
     """Tap of the tensor that enters the module: one factor per input channel, on columns."""
@@ -31,6 +32,11 @@ class LinearRole:
     """Where that factor lies: rows of q, k, v, gate, up; columns of o, down."""
     section: Section | None = None
     """Which of its rows, when several modules share one weight."""
+
+    @property
+    def in_expert(self) -> bool:
+        """Whether every expert of a mixture has such a module."""
+        return "{expert}" in self.path
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,5 @@ class ModelLayout:
     """Weights are stored as (I, O)."""
     intermediate: str | None = "intermediate_size"
     """What config.json calls the width of the MLP; None when it does not state it."""
+    experts: str | None = None
+    """Below the layer, the module that holds the experts of a mixture, each a gated MLP; None where there are none."""

@@ -79,6 +79,18 @@ def fused_and_plain(layers: str, qkv: str, output: str, mlp: tuple[str, str], **
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
+
+def mixture(gate: str, up: str, down: str, **others: Any) -> ModelLayout:
+    """Return the layout of Llama's attention and a mixture of experts: paths of their weights; `others` as above."""
+    return ModelLayout(
+        layers="model.layers",
+        linears=attention_roles(*_ATTENTION) + gated_roles(gate, up, down),
+        taps=attention_taps(*_ATTENTION),
+        experts="mlp.experts",
+        **others,
+    )
+
+
 LLAMA = ModelLayout(
     layers="model.layers",
     linears=attention_roles(*_ATTENTION) + gated_roles(*_MLP),

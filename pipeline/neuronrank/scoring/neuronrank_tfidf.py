@@ -79,8 +79,7 @@ def _by_document(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64
     if params.threshold == "pooled":
         return frequency, tap.document_frequency(params.q_active), tap.n_documents
     signed = tap.documents("sum") if params.threshold == "sign" else None
-    means = tap.documents("sum_abs").astype(np.float64) / tap.n_tokens
-    return frequency, active_groups(means, signed, params), tap.n_documents
+    return frequency, active_groups(tap.document_means("sum_abs"), signed, params), tap.n_documents
 
 
 def _by_topic(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neuronrank import kernels
@@ -45,9 +46,32 @@ class Tapped:
     """A tapped tensor of one micro-batch."""
 
     values: Tensor
-    """(B, T, C), any float type; read only."""
+    """(n, C), any float type; read only: the tokens of whole documents, one document after the other."""
     rows: slice
     """Which documents."""
+    starts: NDArray[np.int64]
+    """(B + 1,): where in `values` each document begins, and where the last one ends."""
+    tokens: Tensor | None = None
+    """(n,): which of the documents' tokens, counted through all of them; None is all."""
+
+    @classmethod
+    def of(cls, values: Tensor, rows: slice, n_tokens: int, tokens: Tensor | None = None) -> "Tapped":
+        """Return values of some documents.
+
+        Args:
+            values: (…, C).
+            rows: which documents.
+            n_tokens: of each document.
+            tokens: (n,), rising, which of their tokens; None is all.
+        """
+        ends = np.arange(rows.stop - rows.start + 1) * n_tokens
+        starts = ends if tokens is None else np.searchsorted(tokens.cpu().numpy(), ends)
+        return cls(values.reshape(-1, values.shape[-1]), rows, starts, tokens)
+
+    def of_tokens(self, labels: Tensor) -> Tensor:
+        """Return the labels of its tokens, (n,), of those of all documents, (N, T)."""
+        found = labels[self.rows].reshape(-1)
+        return found if self.tokens is None else found[self.tokens.to(found.device)]
 
     @property
     def on_cpu(self) -> bool:
@@ -60,7 +84,7 @@ class Tapped:
 
     @property
     def bits(self) -> kernels.Bits:
-        """(B, T, C) bits, on the CPU."""
+        """(n, C) bits, on the CPU."""
         return self._read[0]
 
     @property

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neuronrank import kernels
 from neuronrank.statistics import Context, Tapped
+from neuronrank.tap_names import base, expert
 
 
 def given_classes(token_ids: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,41 +54,48 @@ class Accumulator:
         self._class_of_token, self._n_rows = context.class_of_token, context.n_classes + 1
         self._taps = context.profile.classed if context.n_classes else frozenset[str]()
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
+        self._count: dict[str, Tensor] = {}
 
     def open(self, tap: str, values: Tensor) -> bool:
         """Make room for a tap, of which `values` is the first; say whether it is classed."""
-        if tap not in self._taps:
+        if base(tap) not in self._taps:
             return False
         shape = (self._n_rows, values.shape[-1])
         sums, sums_sq = (torch.zeros(shape, dtype=torch.float64, device=values.device) for _ in range(2))
         self._sums[tap] = sums, sums_sq
+        self._count[tap] = torch.zeros(self._n_rows, dtype=torch.int64)
         return True
 
     def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
         """Add some channels of whole documents."""
-        add = add_compiled if tapped.on_cpu else add_plain
-        add(tapped, channels, self._class_of_token[tapped.rows].reshape(-1), *self._sums[tap])
+        classes = tapped.of_tokens(self._class_of_token)
+        if channels[0] == 0:  # once, whichever threads divide the channels
+            self._count[tap] += torch.bincount(classes, minlength=self._n_rows)
+        (add_compiled if tapped.on_cpu else add_plain)(tapped, channels, classes, *self._sums[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
-        """Return (tap, `class_sum` or `class_centred_sq`) -> (M + 1, C) float32 on the CPU."""
-        count = torch.bincount(self._class_of_token.reshape(-1), minlength=self._n_rows).clamp(min=1)[:, None]
+        """Return (tap, `class_sum` or `class_centred_sq`) -> (M + 1, C) float32 on the CPU.
+
+        Of an expert's tap `class_count` too, (M + 1,) int32.
+        """
         found = {}
         for tap, (sums, sums_sq) in self._sums.items():
+            if expert(tap) is not None:
+                found[tap, "class_count"] = self._count[tap].int()
             found[tap, "class_sum"] = sums.float().cpu()
-            centred = sums_sq - sums.square() / count.to(sums.device)
+            centred = sums_sq - sums.square() / self._count[tap].clamp(min=1)[:, None].to(sums.device)
             found[tap, "class_centred_sq"] = centred.clamp(min=0).float().cpu()
         return found
 
 
 def add_compiled(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
     """Add a and a^2 of some channels to the float64 sums (G, C) of each token's group; see `kernels.add_moments`."""
-    bits = tapped.bits.reshape(-1, tapped.bits.shape[-1])
-    kernels.add_moments(bits, tapped.shift, channels, kernels.grouped(group), sums.numpy(), sums_sq.numpy())
+    kernels.add_moments(tapped.bits, tapped.shift, channels, kernels.grouped(group), sums.numpy(), sums_sq.numpy())
 
 
 def add_plain(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
     """As `add_compiled`, in plain PyTorch, of all channels."""
     del channels
-    x = tapped.values.flatten(0, 1).double()
+    x = tapped.values.double()
     sums.index_add_(0, group.to(x.device), x)
     sums_sq.index_add_(0, group.to(x.device), x.square())

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from neuronrank.profiles import INPUTS
 from neuronrank.statistics import Context, Tapped
+from neuronrank.tap_names import base
 
 
 class Accumulator:
@@ -20,7 +21,7 @@ class Accumulator:
 
     def open(self, tap: str, values: Tensor) -> bool:
         """Make room for a tap, of which `values` is the first; say whether its matrix is wanted."""
-        if tap not in self._taps:
+        if base(tap) not in self._taps:
             return False
         shape = (values.shape[-1], values.shape[-1])
         self._found[tap, "gram"] = torch.zeros(shape, dtype=torch.float64, device=values.device)
@@ -28,7 +29,7 @@ class Accumulator:
 
     def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
         """Add the rows of some channels, of whole documents."""
-        x, strip = tapped.values.flatten(0, 1).float(), slice(*channels)
+        x, strip = tapped.values.float(), slice(*channels)
         self._found[tap, "gram"][strip] += torch.mm(x[:, strip].T, x).double()
 
     def result(self) -> dict[tuple[str, str], Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from neuronrank import kernels
 from neuronrank.sketch import EDGES, N_BINS
 from neuronrank.statistics import Context, Tapped
+from neuronrank.tap_names import base
 
 
 @cache
@@ -45,9 +46,9 @@ class Accumulator:
 
     def open(self, tap: str, values: Tensor) -> bool:
         """Make room for a tap, of which `values` is the first; say whether it is sketched."""
-        if tap not in self._sketched:
+        if base(tap) not in self._sketched:
             return False
-        shape = (values.shape[-1], (1 + (tap in self._signed)) * N_BINS)
+        shape = (values.shape[-1], (1 + (base(tap) in self._signed)) * N_BINS)
         self._counts[tap] = torch.zeros(shape, dtype=torch.int32, device=values.device)
         return True
 
@@ -60,8 +61,9 @@ class Accumulator:
         found = {}
         for tap, count in self._counts.items():
             by_sign = count.view(len(count), -1, N_BINS).cpu()
-            found[tap, "sketch_count"] = by_sign.sum(dim=1, dtype=torch.int32) if tap in self._signed else by_sign[:, 0]
-            if tap in self._signed:
+            signed = base(tap) in self._signed
+            found[tap, "sketch_count"] = by_sign.sum(dim=1, dtype=torch.int32) if signed else by_sign[:, 0]
+            if signed:
                 found[tap, "sketch_negative_count"] = by_sign[:, 1].contiguous()
         return found
 
@@ -69,7 +71,7 @@ class Accumulator:
 def add_compiled(tapped: Tapped, channels: tuple[int, int], count: Tensor) -> None:
     """Add the bins of some channels to the counts (C, N_BINS), or (C, 2 N_BINS) with those of negative a apart."""
     signed = count.shape[1] > N_BINS
-    bits = tapped.bits.reshape(-1, tapped.bits.shape[-1])
+    bits = tapped.bits
     if bits.dtype == np.uint16:
         code, table = bits, bin_of_bfloat16(signed)
     else:
@@ -80,7 +82,7 @@ def add_compiled(tapped: Tapped, channels: tuple[int, int], count: Tensor) -> No
 def add_plain(tapped: Tapped, channels: tuple[int, int], count: Tensor) -> None:
     """As `add_compiled`, in plain PyTorch, of all channels."""
     del channels
-    bits = tapped.values.float().view(torch.int32).flatten(0, 1)
+    bits = tapped.values.float().view(torch.int32)
     magnitude = bits & 0x7FFFFFFF
     code = (((magnitude - 1).clamp_(min=0) >> 16) | ((bits >> 16) & 0x8000)).long()
     bins = torch.from_numpy(bin_of_code(count.shape[1] > N_BINS).astype(np.int64)).to(bits.device)[code]

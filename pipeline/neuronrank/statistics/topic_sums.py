@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neuronrank import kernels
 from neuronrank.statistics import Context, Tapped
+from neuronrank.tap_names import base, expert
 
 
 class Accumulator:
@@ -20,41 +21,50 @@ class Accumulator:
         self._topic_of_token, self._n_topics = context.topic_of_token, context.n_topics
         self._kept = context.profile.topical if context.n_topics else {}
         self._found: dict[tuple[str, str], Tensor] = {}
+        self._count: dict[str, Tensor] = {}
 
     def open(self, tap: str, values: Tensor) -> bool:
         """Make room for a tap, of which `values` is the first; say whether it is summed by topic."""
-        for statistic in self._kept.get(tap, ()):
+        kept = self._kept.get(base(tap), ())
+        if kept and expert(tap) is not None:
+            self._count[tap] = torch.zeros(self._n_topics, dtype=torch.int64)
+        for statistic in kept:
             dtype = torch.float32 if statistic == "max_abs" else torch.float64
             self._found[tap, f"topic_{statistic}"] = torch.zeros(
                 self._n_topics, values.shape[-1], dtype=dtype, device=values.device
             )
-        return tap in self._kept
+        return bool(kept)
 
     def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
         """Add some channels of whole documents."""
-        topics = self._topic_of_token[tapped.rows].reshape(-1)
-        for statistic in self._kept[tap]:
+        topics = tapped.of_tokens(self._topic_of_token)
+        if tap in self._count and channels[0] == 0:  # once, whichever threads divide the channels
+            self._count[tap] += torch.bincount(topics, minlength=self._n_topics)
+        for statistic in self._kept[base(tap)]:
             compiled = statistic == "sum_abs" and tapped.on_cpu
             (add_compiled if compiled else add_plain)(
                 statistic, tapped, channels, topics, self._found[tap, f"topic_{statistic}"]
             )
 
     def result(self) -> dict[tuple[str, str], Tensor]:
-        """Return (tap, `topic_<statistic>`) -> (K, C) float32 on the CPU; 0 where a topic has no token."""
-        return {key: value.float().cpu() for key, value in self._found.items()}
+        """Return (tap, `topic_<statistic>`) -> (K, C) float32 on the CPU; 0 where a topic has no token.
+
+        Of an expert's tap `topic_count` too, (K,) int32.
+        """
+        found = {key: value.float().cpu() for key, value in self._found.items()}
+        return found | {(tap, "topic_count"): count.int() for tap, count in self._count.items()}
 
 
 def add_compiled(statistic: str, tapped: Tapped, channels: tuple[int, int], group: Tensor, found: Tensor) -> None:
     """Add |a| of some channels to the float64 sums (G, C) of each token's group."""
     del statistic
-    bits = tapped.bits.reshape(-1, tapped.bits.shape[-1])
-    kernels.add_magnitudes(bits, tapped.shift, channels, kernels.grouped(group), found.numpy())
+    kernels.add_magnitudes(tapped.bits, tapped.shift, channels, kernels.grouped(group), found.numpy())
 
 
 def add_plain(statistic: str, tapped: Tapped, channels: tuple[int, int], group: Tensor, found: Tensor) -> None:
     """Add a, |a| or its maximum of some channels to the sums or maxima (G, C) of each token's group."""
     strip = slice(*channels)
-    x, group = tapped.values.flatten(0, 1)[:, strip].float(), group.to(found.device)
+    x, group = tapped.values[:, strip].float(), group.to(found.device)
     if statistic == "max_abs":
         found[:, strip].scatter_reduce_(0, group[:, None].expand_as(x), x.abs(), "amax")
     else:

@@ -4,6 +4,7 @@ Accuracy: float32 sums of the stored weights, by pairwise summation along rows, 
 (`document_sums.py`); relative error below 1e-6.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,10 +34,11 @@ def _compiled_columns(weight: Tensor) -> tuple[Tensor, ...]:
     """Reduce columns as the channels of one document are, whose tokens are the rows."""
     n_columns = weight.shape[1]
     sums = torch.empty(4, 1, n_columns)
-    unused = torch.empty(n_columns).numpy(), torch.empty(2, n_columns, dtype=torch.int32).numpy()
-    bits, shift = kernels.bits_of(weight[None])
+    found = sums.numpy(), torch.empty(n_columns).numpy(), torch.empty(2, n_columns, dtype=torch.int32).numpy()
+    bits, shift = kernels.bits_of(weight)
+    starts = np.array([0, len(weight)])
     wanted = (False, True, True, True, False, False)
-    kernels.reduce_documents(bits, shift, (0, n_columns), wanted, sums.numpy(), unused)
+    kernels.reduce_documents(bits, starts, shift, (0, n_columns), wanted, found)
     return tuple(sums[1:, 0])
 
 
