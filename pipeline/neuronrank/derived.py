@@ -3,6 +3,7 @@
 Reading those themselves takes seconds, so that what exponents are swept over lies beside them. Whoever needs a value
 asks for the function that computes it, with its settings; `stored_as` says whether it is kept. It is computed of arrays
 as they are stored, so that reading and computing give the same bits. `df_count` is derived as well.
+Discriminants on principal components are not: they take longer than all others together, and few ask for them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +21,6 @@ from neuronrank.topic_merging import TopicSums, merged_sums
 
 TOPICS, CLASSES = 64, 512
 """Or as many as there are, when they are fewer."""
-_EPS = 1e-10
 
 Arrays = Mapping[tuple[str, str], NDArray[Any]]
 
@@ -50,8 +50,7 @@ OF_CLASSES = (
     Derived("class_between", ClassMoments.between, {}),
     Derived("class_within", ClassMoments.within, {}),
     Derived("class_mean_variance", ClassMoments.variance_of_means, {}),
-    Derived("class_qda", ClassMoments.quadratic_discriminant, {"eps": _EPS}),
-    Derived("class_pca_qda", ClassMoments.principal_discriminant, {"eps": _EPS, "components": 128}),
+    Derived("class_qda", ClassMoments.quadratic_discriminant, {"eps": 1e-10}),
 )
 
 

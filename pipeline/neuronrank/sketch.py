@@ -69,10 +69,14 @@ class MagnitudeSketch:
         narrow = self.count[0].sum(dtype=np.int64) < 2**31
         return np.cumsum(self.count[:, first:last], axis=1, dtype=np.int32 if narrow else np.int64)
 
-    def _first_above(self, count: int) -> NDArray[np.int64]:
-        """Return (C,) the first used bin up to and including which more than `count` values lie: by bisection."""
+    def _first_above(self, count: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (…, C) the first used bin up to and including which more than `count`, (…, 1), values lie.
+
+        By bisection.
+        """
         channels = np.arange(len(self.count))
-        low, high = np.zeros(len(channels), dtype=np.int64), np.full(len(channels), self._at_most.shape[1] - 1)
+        low = np.zeros(np.broadcast_shapes(np.shape(count), channels.shape), dtype=np.int64)
+        high = np.full(low.shape, self._at_most.shape[1] - 1)
         while (low < high).any():
             middle = (low + high) // 2
             enough = self._at_most[channels, middle] > count
@@ -116,16 +120,19 @@ class MagnitudeSketch:
 
         Order statistics beyond the ends of the grid are given as 0 and as the mean of the last bin.
         """
-        position = quantile * (self.n - 1)
-        low, share = int(np.floor(position)), position - np.floor(position)
-        high = min(low + 1, self.n - 1)
-        return np.asarray((1 - share) * self._order_statistic(low) + share * self._order_statistic(high))
+        return np.asarray(self._interpolated(np.array([quantile]))[0])
 
     def quantiles(self, quantiles: tuple[float, ...]) -> NDArray[np.float32]:
-        """Return (Q, C) quantiles of |a|."""
-        return np.stack([self.quantile(one) for one in quantiles]).astype(np.float32)
+        """Return (Q, C) quantiles, as `quantile` does one."""
+        return self._interpolated(np.array(quantiles)).astype(np.float32)
 
-    def _order_statistic(self, rank: int) -> NDArray[np.float64]:
+    def _interpolated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+        position = quantiles[:, None] * (self.n - 1)
+        low = np.floor(position).astype(np.int64)
+        below, above = self._order_statistics(np.stack([low, np.minimum(low + 1, self.n - 1)]))
+        return np.asarray((1 - (position - low)) * below + (position - low) * above)
+
+    def _order_statistics(self, rank: NDArray[np.int64]) -> NDArray[np.float64]:
         bins = self._used[0] + self._first_above(rank)
         inner = np.clip(bins, 1, N_BINS - 2)
         low, high = EDGES[inner - 1], EDGES[inner]

@@ -76,7 +76,6 @@ ARRAYS: Mapping[str, Spec] = {
     "class_within": _derived("activation^2", "variance within 512 classes: sum_k p_k v_k"),
     "class_mean_variance": _derived("activation^2", "unweighted variance of 512 class means"),
     "class_qda": _derived("1", "quadratic discriminant of 512 classes: sum_k p_k (m_k - mu)^2 / (v_k + 1e-10)"),
-    "class_pca_qda": _derived("1", "the same on at most 128 principal components of the class means, carried back"),
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=9),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=9),
     "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=9),

@@ -52,9 +52,14 @@ class ClassMoments:
         """(K + 1, C) mean of each row less the joint mean."""
         return np.asarray(self.mean - self.joint_mean)
 
+    @cached_property
+    def squared_deviation(self) -> Vector:
+        """(K + 1, C) squares of them."""
+        return np.asarray(self.deviation**2)
+
     def between(self) -> Vector:
         """Return sum_k p_k (m_k - mu)^2, (C,), over all rows."""
-        return _weighted(self.share, self.deviation**2)
+        return _weighted(self.share, self.squared_deviation)
 
     def within(self) -> Vector:
         """Return sum_k p_k v_k, (C,), over all rows."""
@@ -69,7 +74,7 @@ class ClassMoments:
     def quadratic_discriminant(self, eps: float) -> Vector:
         """Return sum_k p_k (m_k - mu)^2 / (v_k + eps), (C,), over rows with more than one token."""
         several = self.count > 1
-        return _weighted(np.where(several, self.share, 0), self.deviation**2 / (self.variance + eps))
+        return _weighted(np.where(several, self.share, 0), self.squared_deviation / (self.variance + eps))
 
     def principal_discriminant(self, eps: float, components: int) -> Vector:
         """Return the same of projections on principal components of the means, carried back to the channels, (C,).
