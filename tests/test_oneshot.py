@@ -213,7 +213,10 @@ def test_bad_flags_are_named(run, flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["wanda_idf", "--profile", "lean"], "keeps no attn_in/sketch_count, which is needed. Give --profile standard"),
+        (
+            ["wanda_idf", "--profile", "lean"],
+            "keeps no attn_in/n_above_pooled, which is needed. Give --profile standard",
+        ),
         (
             ["neuronrank_tfidf", "--nr-axis", "gate_pre"],
             "keeps no gate_pre/tf_sum, which is needed. Give --profile full",
@@ -346,7 +349,7 @@ def test_why_statistics_of_the_same_text_are_not_reused_is_told(run, tmp_path, c
     caplog.clear()
     assert run(*by_class, "10", cache=tmp_path / "cache").exit_code == 0
     assert "cannot be reused: " in caplog.text
-    assert "profile 'lean' keeps no neuron/class_sum, which is needed" in caplog.text
+    assert "profile 'lean' keeps no neuron/class_between, which is needed" in caplog.text
 
 
 def test_the_summary_counts_the_windows_that_were_used(run, tmp_path):

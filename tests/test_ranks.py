@@ -75,7 +75,7 @@ def arrays(statistics: Statistics) -> dict[str, np.ndarray]:
 
 
 def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], ignored=()) -> None:
-    """Documents, counts and labels exactly; sums to 1e-6 of the largest."""
+    """Documents, counts and labels exactly; sums to 1e-6 of the largest; quadratic discriminants to 1e-4."""
     assert found.keys() == expected.keys()
     for path, values in expected.items():
         name = path.rpartition("/")[2]
@@ -84,7 +84,9 @@ def require_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], 
         if ARRAYS[name].axes[0] == "document" or values.dtype.kind in "iu":
             np.testing.assert_array_equal(found[path], values, err_msg=path)
         else:
-            np.testing.assert_allclose(found[path], values, rtol=1e-6, atol=1e-6 * np.abs(values).max(), err_msg=path)
+            # what is divided by the variance of a few like tokens is as exact as that, a difference of float32 sums
+            close = 1e-4 if name == "class_qda" else 1e-6
+            np.testing.assert_allclose(found[path], values, rtol=close, atol=1e-6 * np.abs(values).max(), err_msg=path)
 
 
 # Shares

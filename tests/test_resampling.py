@@ -108,8 +108,8 @@ def test_more_documents_than_stored_are_refused(collected):
 @pytest.mark.parametrize(
     ("part", "array"),
     [
-        ({"mode": "topic", "topics": 3}, "neuron/topic_sum_abs"),
-        ({"spikiness_exp": 1.0}, "neuron/sketch_count"),
+        ({"mode": "topic", "topics": 3}, "neuron/topic_tf"),
+        ({"spikiness_exp": 1.0}, "neuron/top_tenth_mean"),
     ],
 )
 def test_what_has_no_document_axis_refuses_nsamples(collected, part, array):
@@ -177,7 +177,9 @@ def test_more_classes_than_stored_are_refused(collected, method):
 
 
 def test_classes_that_were_left_out_are_refused(collected):
-    with pytest.raises(ArtifactError, match=r"neuron/class_sum is needed; it was collected with collect\.classes: 0"):
+    with pytest.raises(
+        ArtifactError, match=r"neuron/class_between is needed; it was collected with collect\.classes: 0"
+    ):
         factors(collected(classes=0), method="neuronrank_fisher", classes=1)
 
 
@@ -213,7 +215,7 @@ def test_more_topics_than_stored_are_refused(collected):
 
 
 def test_topics_that_were_left_out_are_refused(collected):
-    expected = r"topic_sum_abs is needed; it was collected with collect\.topics\.micro_topics: 0"
+    expected = r"topic_tf is needed; it was collected with collect\.topics\.micro_topics: 0"
     with pytest.raises(ArtifactError, match=expected):
         factors(collected(micro_topics=0), method="neuronrank_tfidf", mode="topic", topics=1)
 
@@ -278,15 +280,16 @@ REFUSED = [
     ("lean", {"method": "neuronrank_tfidf", "nsamples": 5}, "q_out/sum_abs", SET_STANDARD),
     ("lean", {"method": "neuronrank_tfidf", "q_active": 0.7}, "q_out/sum_abs", SET_STANDARD),
     ("lean", {"method": "neuronrank_tfidf", "threshold": "relative"}, "q_out/sum_abs", SET_STANDARD),
-    ("lean", {"method": "wanda_spiky"}, "attn_in/sketch_count", SET_STANDARD),
-    ("lean", {"method": "wanda_idf"}, "attn_in/sketch_count", SET_STANDARD),
-    ("lean", {"method": "neuronrank_old", "threshold": "pooled"}, "neuron/sketch_count", SET_STANDARD),
+    ("lean", {"method": "wanda_spiky"}, "attn_in/top_tenth_mean", SET_STANDARD),
+    ("lean", {"method": "wanda_idf"}, "attn_in/n_above_pooled", SET_STANDARD),
+    ("lean", {"method": "neuronrank_old", "threshold": "pooled"}, "neuron/n_above_pooled", SET_STANDARD),
+    ("lean", {"method": "wanda_idf", "q_active": 0.5}, "attn_in/sketch_count", SET_STANDARD),
     ("lean", {"method": "neuronrank_old", "theta": 0.1}, "neuron/total_min", SET_STANDARD),
-    ("lean", {"method": "neuronrank_tfidf", "mode": "topic", "topics": 3}, "q_out/topic_sum_abs", SET_STANDARD),
-    ("lean", {"method": "neuronrank_fisher", "classes": 5}, "neuron/class_sum", SET_STANDARD),
+    ("lean", {"method": "neuronrank_tfidf", "mode": "topic", "topics": 3}, "q_out/topic_tf", SET_STANDARD),
+    ("lean", {"method": "neuronrank_fisher", "classes": 5}, "neuron/class_between", SET_STANDARD),
     ("lean", {"method": "neuronrank", "classes": 0}, "neuron/sum", SET_STANDARD),
-    ("lean", {"method": "neuronrank_tfidf", "spikiness_exp": 1.0}, "q_out/sketch_count", SET_FULL),
-    ("standard", {"method": "neuronrank_tfidf", "spikiness_exp": 1.0}, "q_out/sketch_count", SET_FULL),
+    ("lean", {"method": "neuronrank_tfidf", "spikiness_exp": 1.0}, "q_out/top_tenth_mean", SET_FULL),
+    ("standard", {"method": "neuronrank_tfidf", "spikiness_exp": 1.0}, "q_out/top_tenth_mean", SET_FULL),
     ("standard", {"method": "neuronrank_tfidf", "threshold": "sign"}, "q_out/sum", SET_FULL),
     (
         "standard",

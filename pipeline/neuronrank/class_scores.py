@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from neuronrank.scoring import ClassParams, Element
 from neuronrank.tap_statistics import TapStatistics
-from neuronrank.token_classes import ClassMoments
 
 Vector = NDArray[np.float64]
 LOWEST = 1e-6
 
 
 def ranked_by(
-    class_score: Callable[[ClassMoments, Any], Vector],
+    class_score: Callable[[TapStatistics, Any], Vector],
 ) -> tuple[
     Callable[[str, ClassParams], Element],
     Callable[[TapStatistics, ClassParams], Vector],
@@ -24,21 +23,18 @@ def ranked_by(
     """Return `element`, `channel_factor` and `neuron_score` of a method that scores neurons by their class moments.
 
     Args:
-        class_score: moments and the method's parameters -> (C,).
+        class_score: tap and the method's parameters -> (C,).
     """
-
-    def scored(tap: TapStatistics, params: ClassParams) -> Vector:
-        return class_score(tap.classes(params.classes), params)
 
     def element(_part: str, params: ClassParams) -> Element:
         return Element(params.weight_exp if params.element else 0.0, "neuron")
 
     def channel_factor(tap: TapStatistics, params: ClassParams) -> Vector:
-        score = tap.remembered(scored, params)
+        score = tap.remembered(class_score, params)
         return relative_to_mean(score) if params.element else score
 
     def neuron_score(tap: TapStatistics, _gate_norm: Vector, params: ClassParams) -> Vector:
-        return tap.remembered(scored, params)
+        return tap.remembered(class_score, params)
 
     return element, channel_factor, neuron_score
 

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeInt
 from neuronrank.errors import MismatchError
 from neuronrank.params import Section
 from neuronrank.tap_statistics import TapStatistics
+from neuronrank.token_classes import ClassMoments
 
 
 class VarianceParams(Section):
@@ -43,5 +44,5 @@ def neuron_variance(tap: TapStatistics, params: VarianceParams) -> NDArray[np.fl
         mean = tap.total("sum") / tap.n
         variance = variance + params.token_weight * np.maximum(tap.total("sum_sq") / tap.n - mean**2, 0)
     if params.classes:
-        variance = variance + tap.classes(params.classes).variance_of_means()
+        variance = variance + tap.of_classes(ClassMoments.variance_of_means, params.classes)
     return np.asarray(variance)

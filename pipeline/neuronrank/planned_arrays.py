@@ -16,8 +16,16 @@ TOKEN_IDS, WEIGHTS = "token_ids", "weights"
 PROJECTED, _NEAREST = 128, 12
 """As in `topics.py`, which needs torch; a test compares them."""
 _WEIGHT_STATISTICS = 3
-_FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq"}
-_INTEGERS = {"token": "int32", "document": "int32", "cluster": "int32", "index": "uint32", "micro-topic": "uint16"}
+_FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq", "top_tenth_mean", "topic_tf"}
+_FLOAT64 |= {f"class_{name}" for name in ("between", "within", "mean_variance", "qda")}
+_INTEGERS = {
+    "token": "int32",
+    "document": "int32",
+    "topic": "int32",
+    "cluster": "int32",
+    "index": "uint32",
+    "micro-topic": "uint16",
+}
 """Units -> type of the arrays that are no sums."""
 
 

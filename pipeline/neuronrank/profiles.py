@@ -88,6 +88,9 @@ PROFILES: Mapping[ProfileName, Profile] = {
 }
 
 
+_OF_SKETCHES = ("total_min", "quantiles", "top_tenth_mean", "n_above_pooled", "n_above_mean")
+
+
 def smallest_with(tap: str, array: str) -> ProfileName | None:
     """Return the first profile that holds an array of a tap, or None: then it depends on another parameter."""
     return next((name for name, profile in PROFILES.items() if holds(profile, tap, array)), None)
@@ -108,10 +111,12 @@ def holds(profile: Profile, tap: str, array: str) -> bool:
         return any(TOTALS[statistic] == array for statistic in profile.totals.get(tap, ()))
     if array == "sketch_negative_count":
         return tap in profile.signed
-    if array.startswith("sketch") or array in ("total_min", "quantiles"):
+    if array.startswith("sketch") or array in _OF_SKETCHES:
         return tap in profile.sketched
     if array.startswith("class"):
         return tap in profile.classed
+    if array in ("topic_tf", "topic_df_count"):
+        return "sum_abs" in profile.topical.get(tap, ())
     if array.startswith("topic"):
         return array.removeprefix("topic_") in profile.topical.get(tap, ())
     if array == "df_count":

@@ -20,7 +20,7 @@ from neuronrank.document_frequency import document_frequency
 from neuronrank.errors import DegenerateError
 from neuronrank.params import Section
 from neuronrank.scoring import Element, WeightedParams
-from neuronrank.sketch import nearest_edge
+from neuronrank.sketch import MagnitudeSketch
 from neuronrank.tap_statistics import TapStatistics
 
 Vector = NDArray[np.float64]
@@ -59,12 +59,9 @@ def active_tokens(tap: TapStatistics, threshold: str, q_active: float, kappa: fl
     """
     if threshold == "sign":
         return tap.n_positive().astype(np.float64)
-    sketch = tap.sketch()
     if threshold == "pooled":
-        edge = np.array([sketch.pooled_edge(q_active)])
-    else:
-        edge = nearest_edge(kappa * tap.total("sum_abs") / tap.n)
-    return sketch.count_above(edge).astype(np.float64)
+        return tap.of_sketch(MagnitudeSketch.count_above_pooled, quantile=q_active).astype(np.float64)
+    return tap.of_sketch(MagnitudeSketch.count_above_mean, factor=kappa).astype(np.float64)
 
 
 def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
@@ -77,7 +74,8 @@ def spikiness(tap: TapStatistics, params: SpikinessParams) -> Vector:
         DegenerateError: clipped, it is the same in every channel.
     """
     mean = np.maximum(tap.total("sum_abs") / tap.n, params.eps)
-    found = np.asarray(np.clip(tap.sketch().top_mean(params.spike_quantile) / mean, 1, params.spike_max))
+    top = tap.of_sketch(MagnitudeSketch.top_mean, quantile=params.spike_quantile)
+    found = np.asarray(np.clip(top / mean, 1, params.spike_max))
     _require_distinct(found, f"{tap.where}: spikiness", "Raise spike_max, or set spikiness_exp: 0")
     return found
 

@@ -52,9 +52,14 @@ class MagnitudeSketch:
     """(C,) sum of |a| over all values, in activation."""
 
     @cached_property
+    def _pooled(self) -> NDArray[np.int64]:
+        """(N_BINS,): how many values lie in each bin, of all channels together."""
+        return np.asarray(self.count.sum(axis=0, dtype=np.int64))
+
+    @cached_property
     def _used(self) -> tuple[int, int]:
         """The first bin that any channel has values in, and the one behind the last."""
-        used = np.flatnonzero(self.count.any(axis=0))
+        used = np.flatnonzero(self._pooled)
         return int(used[0]), int(used[-1]) + 1
 
     @cached_property
@@ -64,10 +69,14 @@ class MagnitudeSketch:
         narrow = self.count[0].sum(dtype=np.int64) < 2**31
         return np.cumsum(self.count[:, first:last], axis=1, dtype=np.int32 if narrow else np.int64)
 
-    def _first_above(self, count: int) -> NDArray[np.int64]:
-        """Return (C,) the first used bin up to and including which more than `count` values lie: by bisection."""
+    def _first_above(self, count: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (…, C) the first used bin up to and including which more than `count`, (…, 1), values lie.
+
+        By bisection.
+        """
         channels = np.arange(len(self.count))
-        low, high = np.zeros(len(channels), dtype=np.int64), np.full(len(channels), self._at_most.shape[1] - 1)
+        low = np.zeros(np.broadcast_shapes(np.shape(count), channels.shape), dtype=np.int64)
+        high = np.full(low.shape, self._at_most.shape[1] - 1)
         while (low < high).any():
             middle = (low + high) // 2
             enough = self._at_most[channels, middle] > count
@@ -95,20 +104,35 @@ class MagnitudeSketch:
 
         Of two edges that are equally near, the lower one.
         """
-        at_most = np.cumsum(self.count.sum(axis=0, dtype=np.int64))[:-1]
+        at_most = np.cumsum(self._pooled)[:-1]
         return int(np.argmin(np.abs(at_most - quantile * self.n * len(self.count))))
+
+    def count_above_pooled(self, quantile: float) -> NDArray[np.int64]:
+        """Return (C,) exact counts of |a| above the edge nearest to the quantile of all channels together."""
+        return self.count_above(np.array([self.pooled_edge(quantile)]))
+
+    def count_above_mean(self, factor: float) -> NDArray[np.int64]:
+        """Return (C,) exact counts of |a| above the edge nearest to so many times the channel's own mean of |a|."""
+        return self.count_above(nearest_edge(factor * self.sum_abs / self.n))
 
     def quantile(self, quantile: float) -> NDArray[np.float64]:
         """Return (C,) quantiles of |a|, linearly interpolated between order statistics, each within 2 %.
 
         Order statistics beyond the ends of the grid are given as 0 and as the mean of the last bin.
         """
-        position = quantile * (self.n - 1)
-        low, share = int(np.floor(position)), position - np.floor(position)
-        high = min(low + 1, self.n - 1)
-        return np.asarray((1 - share) * self._order_statistic(low) + share * self._order_statistic(high))
+        return np.asarray(self._interpolated(np.array([quantile]))[0])
 
-    def _order_statistic(self, rank: int) -> NDArray[np.float64]:
+    def quantiles(self, quantiles: tuple[float, ...]) -> NDArray[np.float32]:
+        """Return (Q, C) quantiles, as `quantile` does one."""
+        return self._interpolated(np.array(quantiles)).astype(np.float32)
+
+    def _interpolated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+        position = quantiles[:, None] * (self.n - 1)
+        low = np.floor(position).astype(np.int64)
+        below, above = self._order_statistics(np.stack([low, np.minimum(low + 1, self.n - 1)]))
+        return np.asarray((1 - (position - low)) * below + (position - low) * above)
+
+    def _order_statistics(self, rank: NDArray[np.int64]) -> NDArray[np.float64]:
         bins = self._used[0] + self._first_above(rank)
         inner = np.clip(bins, 1, N_BINS - 2)
         low, high = EDGES[inner - 1], EDGES[inner]
@@ -118,16 +142,17 @@ class MagnitudeSketch:
         return np.asarray(np.where(bins == 0, 0.0, middle))
 
     @cached_property
-    def _from_bin_up(self) -> NDArray[np.float64]:
-        """(C, used bins + 1): the sum of |a| that the middles of each bin and all above come to, but for the last."""
-        first, last = self._used
-        sums = self.count[:, first:last] * np.where(np.arange(first, last) == N_BINS - 1, 0, _MIDDLES[first:last])
-        return np.concatenate([np.cumsum(sums[:, ::-1], axis=1)[:, ::-1], np.zeros((len(sums), 1))], axis=1)
-
-    @property
     def _inner_sum(self) -> NDArray[np.float64]:
         """(C,): the sum of |a| that the middles of all bins but the last come to."""
-        return self._from_bin_up[:, 0]
+        first, last = self._used
+        return np.asarray(np.einsum("cb,b->c", self.count[:, first:last], _INNER_MIDDLES[first:last]))
+
+    def _sum_above(self, bins: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return (C,) the sums of |a| that the middles of all bins above each given one come to, but for the last."""
+        first, last = int(bins.min()) + 1, self._used[1]
+        upper = self.count[:, first:last] * _INNER_MIDDLES[first:last]
+        from_bin_up = np.concatenate([np.cumsum(upper[:, ::-1], axis=1)[:, ::-1], np.zeros((len(upper), 1))], axis=1)
+        return np.asarray(from_bin_up[np.arange(len(bins)), bins + 1 - first])
 
     @cached_property
     def _last_mean(self) -> NDArray[np.float64]:
@@ -153,7 +178,7 @@ class MagnitudeSketch:
         has_last = self.count[:, -1] > 0
         scale = np.where(has_last, 1.0, self.sum_abs / np.where(self._inner_sum > 0, self._inner_sum, 1))
         in_last = np.minimum(wanted, self.count[:, -1]) * self._last_mean
-        inner = np.where(cut == N_BINS - 1, 0.0, self._from_bin_up[channels, at + 1] + rest * upper_part)
+        inner = np.where(cut == N_BINS - 1, 0.0, self._sum_above(cut) + rest * upper_part)
         found = (np.where(has_last, in_last, 0.0) + scale * inner) / wanted
         only_first = (self._inner_sum == 0) & ~has_last
         return np.asarray(np.where(only_first, self.sum_abs / self.n, found))
@@ -162,4 +187,4 @@ class MagnitudeSketch:
 # The first bin's values are nearly always zero, the last has no end.
 _LOWS = np.concatenate([[0], EDGES[:-1], [EDGES[-1]]])
 _HIGHS = np.concatenate([[0], EDGES[1:], [EDGES[-1]]])
-_MIDDLES = (_LOWS + _HIGHS) / 2
+_INNER_MIDDLES = np.where(np.arange(N_BINS) == N_BINS - 1, 0, (_LOWS + _HIGHS) / 2)

@@ -6,7 +6,8 @@
       weights.safetensors  <module>.<row|column>_<statistic> float32 vectors
 
 Every array says its axes, units and definition in its attributes; `statistics_schema.py` lists them. Small arrays at
-default settings are for people who open the store with plain zarr: `wanda_sum_sq`, `tf_sum`, `df_count`, `quantiles`.
+default settings are for people who open the store with plain zarr, `wanda_sum_sq`, `tf_sum`, `df_count`, `quantiles`,
+and for scoring at them: `derived.py`.
 """
 
 import math
@@ -86,7 +87,8 @@ class Statistics:
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
         self._weights: dict[str, NDArray[np.float32]] | None = None
-        self._blocks: dict[str, tuple[int, NDArray[Any]]] = {}
+        self._blocks: dict[str, tuple[range, NDArray[Any]]] = {}
+        self._counted: NDArray[np.int64] | None = None
 
     def tap(self, layer: int, tap: str, n_documents: int | None) -> TapStatistics:
         """Return one tap of one layer, over the first `n_documents` documents or all.
@@ -112,13 +114,16 @@ class Statistics:
         Raises:
             ArtifactError: the artifact does not hold this statistic, or its data are corrupt or missing.
         """
-        array, number = self._array(base(tap), statistic), expert(tap)
-        per_block = max(1, _BLOCK_BYTES // (max(1, array.dtype.itemsize * math.prod(array.shape[1:]))))
-        block, offset = divmod(layer, per_block)
-        if self._blocks.get(array.name, (None,))[0] != block:
-            values = self._read(array, slice(block * per_block, (block + 1) * per_block))
-            self._blocks[array.name] = (block, values)
-        values = self._blocks[array.name][1][offset]
+        group, number = base(tap), expert(tap)
+        path = f"{group}/{statistic}"
+        if path not in self._blocks or layer not in self._blocks[path][0]:
+            array = self._array(group, statistic)
+            per_block = max(1, _BLOCK_BYTES // (max(1, array.dtype.itemsize * math.prod(array.shape[1:]))))
+            first = layer // per_block * per_block
+            layers = range(first, first + per_block)
+            self._blocks[path] = layers, self._read(array, slice(layers.start, layers.stop))
+        layers, held = self._blocks[path]
+        values = held[layer - layers.start]
         return np.asarray(values if number is None else values[number])
 
     def routed_tokens(self) -> NDArray[np.int64] | None:
@@ -139,7 +144,9 @@ class Statistics:
         Raises:
             ArtifactError: the artifact holds no classes.
         """
-        return np.asarray(self._read(self._array("classes", "count"), slice(None)))
+        if self._counted is None:
+            self._counted = self._read(self._array("classes", "count"), slice(None))
+        return self._counted
 
     def class_token_ids(self) -> NDArray[np.int32]:
         """Return (M,) the token id of each class, most frequent first.
@@ -174,9 +181,10 @@ class Statistics:
     def _array(self, tap: str, name: str) -> Any:
         path = f"{tap}/{name}"
         if path not in self._arrays:
-            if path not in self._root:
-                raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}")
-            self._arrays[path] = self._root[path]
+            try:
+                self._arrays[path] = self._root[path]
+            except KeyError:
+                raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
         return self._arrays[path]
 
     def _why_missing(self, tap: str, name: str) -> str:

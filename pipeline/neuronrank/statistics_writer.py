@@ -12,12 +12,12 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, TransposeCodec
 
+from neuronrank.derived import derived_arrays
 from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError
 from neuronrank.files import read_tensors, write_json, write_tensors
 from neuronrank.profiles import PROFILES, ProfileName
-from neuronrank.sketch import MagnitudeSketch
-from neuronrank.statistics_schema import ARRAYS, QUANTILES, SCHEMA, TOTALS, Spec
+from neuronrank.statistics_schema import ARRAYS, SCHEMA, TOTALS, Spec
 from neuronrank.statistics_store import MANIFEST
 from neuronrank.tap_names import base, expert
 
@@ -50,6 +50,7 @@ class StatisticsWriter:
         self._n_layers, self._profile = n_layers, profile
         self._root = zarr.open_group(self._directory / "taps.zarr", mode="a", zarr_format=3)
         self._open: dict[str, Any] = {}
+        self._class_count: NDArray[np.int64] = np.zeros(1, dtype=np.int64)
 
     @property
     def n_complete(self) -> int:
@@ -68,7 +69,11 @@ class StatisticsWriter:
         self._write("token_ids", token_ids, ("document", "token"), "token id")
 
     def write_classes(self, token_ids: NDArray[np.int32], count: NDArray[np.int64]) -> None:
-        """Keep which token ids the classes are, (M,), and the tokens of each and of all others, (M + 1,)."""
+        """Keep which token ids the classes are, (M,), and the tokens of each and of all others, (M + 1,).
+
+        Called before the first layer, also when going on: what is derived of classes needs them.
+        """
+        self._class_count = count
         self._write("classes/token_ids", token_ids, ("class",), "token id")
         self._write("classes/count", count, ("class",), "token")
 
@@ -147,13 +152,9 @@ class StatisticsWriter:
                     kept[group, "df_count"] = document_frequency(activity, DEFAULT_QUANTILE).astype(np.int32)
                 if name not in PROFILES[self._profile].documents.get(base(group), ()):
                     continue
-            if name == "sketch_count":
-                sketch = MagnitudeSketch(values, arrays[group, "sum_abs"].sum(axis=0, dtype=np.float64))
-                quantiles = [sketch.quantile(quantile) for quantile in QUANTILES] if values.any() else None
-                found = np.zeros((len(QUANTILES), len(values))) if quantiles is None else np.stack(quantiles)
-                kept[group, "quantiles"] = self._rounded("quantiles", found.astype(np.float32))
             kept[group, name] = rounded
-        return kept
+        derived = derived_arrays(kept, self._class_count)
+        return kept | {key: self._rounded(key[1], values) for key, values in derived.items()}
 
     def _rounded(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         bits = ARRAYS[name].kept_bits if PROFILES[self._profile].rounded else None

@@ -8,28 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank.derived import CLASSES, TOPICS, stored_as
 from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError, UnknownName
 from neuronrank.sketch import EDGES, MagnitudeSketch
 from neuronrank.statistics_schema import TOTALS
 from neuronrank.tap_names import expert
 from neuronrank.token_classes import ClassMoments, fewer_classes
-from neuronrank.topic_merging import merged_topics
+from neuronrank.topic_merging import TopicSums, merged_count, merged_sums
 
 if TYPE_CHECKING:
     from neuronrank.statistics_store import Statistics
 
 _RUN = "dvc repro collect"
-
-
-@dataclass(frozen=True)
-class TopicSums:
-    """One tap of one layer by topic."""
-
-    count: NDArray[np.int64]
-    """(K,) tokens."""
-    sums: NDArray[np.float64]
-    """(K, C) of the statistic that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +131,16 @@ class TapStatistics:
         count = self._read_whole("sketch_count")
         return MagnitudeSketch(count, self.total("sum_abs"))
 
+    def of_sketch(self, compute: Callable[..., NDArray[Any]], **settings: Any) -> NDArray[Any]:
+        """Return compute(sketch, **settings), (C,); at default settings without reading the sketch.
+
+        Raises:
+            ArtifactError: the artifact does not sketch this tap.
+            MismatchError: fewer documents were asked for than were counted.
+        """
+        array = stored_as(compute, settings)
+        return compute(self.sketch(), **settings) if array is None else self._read_whole(array)
+
     def n_below(self, edge: int) -> NDArray[np.int64]:
         """Return (C,) counts of tokens with a < -EDGES[edge].
 
@@ -159,15 +160,26 @@ class TapStatistics:
             ArtifactError: the artifact holds no classes of this tap.
             MismatchError: more classes than are stored, or fewer documents than were counted.
         """
-        sums = self._read_whole("class_sum").astype(np.float64)
-        of_all = self._routed is None
-        count = (self._store.class_count() if of_all else self._read("class_count")).astype(np.float64)
+        sums, count = self._read_whole("class_sum"), self._class_count()
         if n > len(count) - 1:
             raise MismatchError(
                 f"{self._store.directory}: holds {len(count) - 1} token classes, {n} were asked for. "
                 f"Raise collect.classes (there may be fewer distinct tokens) and run: {_RUN}"
             )
-        return fewer_classes(ClassMoments(count, sums, self._read("class_centred_sq").astype(np.float64)), n)
+        return fewer_classes(ClassMoments.of_stored(count, sums, self._read("class_centred_sq")), n)
+
+    def of_classes(self, compute: Callable[..., NDArray[Any]], n: int, **settings: Any) -> NDArray[Any]:
+        """Return compute(moments of n classes, **settings), (C,); at default settings without reading the moments.
+
+        Raises:
+            ArtifactError: the artifact holds no classes of this tap.
+            MismatchError: more classes than are stored, or fewer documents than were counted.
+        """
+        array = stored_as(compute, settings)
+        found = None if array is None else self._read_whole(array)
+        if found is None or n != min(CLASSES, len(self._store.class_count()) - 1):
+            return compute(self.classes(n), **settings)
+        return found
 
     def topics(self, k: int, statistic: str) -> TopicSums:
         """Return sums by topic, micro-topics merged to k.
@@ -180,19 +192,45 @@ class TapStatistics:
             ArtifactError: the artifact holds no topics of this tap.
             MismatchError: more topics than are stored, or fewer documents than were counted.
         """
-        micro = self._read_whole(f"topic_{statistic}").astype(np.float64)
+        micro = self._read_whole(f"topic_{statistic}")
         if k > len(micro):
             raise MismatchError(
                 f"{self._store.directory}: holds {len(micro)} micro-topics, {k} topics were asked for. "
                 f"Raise collect.topics.micro_topics and run: {_RUN}"
             )
-        topic = merged_topics(self._store.layer_values(self._layer, "topics", "merges"), k)
-        count = np.zeros(k, dtype=np.int64)
-        of_topics = self._store.layer_values(self._layer, "topics", "count")
-        np.add.at(count, topic, of_topics if self._routed is None else self._read("topic_count"))
-        sums = np.zeros((k, micro.shape[1]))
-        (np.maximum if statistic == "max_abs" else np.add).at(sums, topic, micro)
-        return TopicSums(count, sums)
+        merges, count = self._topics()
+        return merged_sums(merges, count, micro, k, statistic)
+
+    def topic_count(self, k: int) -> NDArray[np.int64]:
+        """Return (k,) tokens of each topic, micro-topics merged to k of them at most.
+
+        Raises:
+            ArtifactError: the artifact holds no topics.
+        """
+        merges, count = self._topics()
+        return merged_count(merges, count, k)
+
+    def of_topics(self, compute: Callable[..., NDArray[Any]], k: int, **settings: Any) -> NDArray[Any]:
+        """Return compute(sums of |a| of k topics, **settings), (C,); at default settings without reading those sums.
+
+        Raises:
+            ArtifactError: the artifact holds no topics of this tap.
+            MismatchError: more topics than are stored, or fewer documents than were counted.
+        """
+        array = stored_as(compute, settings)
+        found = None if array is None else self._read_whole(array)
+        if found is None or k != min(TOPICS, len(self._topics()[1])):
+            return compute(self.topics(k, "sum_abs"), **settings)
+        return found
+
+    def _topics(self) -> tuple[NDArray[Any], NDArray[np.int64]]:
+        """Return how micro-topics merge, and the tokens of each."""
+        merges, count = (self._store.layer_values(self._layer, "topics", name) for name in ("merges", "count"))
+        return merges, count if self._routed is None else self._read("topic_count")
+
+    def _class_count(self) -> NDArray[np.int64]:
+        """Return (M + 1,) tokens of each class and of all others."""
+        return self._store.class_count() if self._routed is None else self._read("class_count").astype(np.int64)
 
     @property
     def _has_all(self) -> bool:

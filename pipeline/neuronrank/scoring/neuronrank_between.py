@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from neuronrank.class_scores import ranked_by
 from neuronrank.scoring import ClassParams
+from neuronrank.tap_statistics import TapStatistics
 from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
@@ -23,10 +24,9 @@ class Params(ClassParams):
     """Number of classes, and whether single weights count."""
 
 
-def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+def class_score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return B per neuron, (C,)."""
-    del params
-    return moments.between()
+    return tap.of_classes(ClassMoments.between, params.classes)
 
 
 element, channel_factor, neuron_score = ranked_by(class_score)

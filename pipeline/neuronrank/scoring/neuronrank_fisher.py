@@ -14,6 +14,7 @@ from pydantic import Field
 
 from neuronrank.class_scores import ranked_by
 from neuronrank.scoring import ClassParams
+from neuronrank.tap_statistics import TapStatistics
 from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
@@ -28,9 +29,10 @@ class Params(ClassParams):
     """Added to a variance before dividing by it."""
 
 
-def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+def class_score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return J per neuron, (C,)."""
-    return np.asarray(moments.between() / (moments.within() + params.eps))
+    between, within = (tap.of_classes(of, params.classes) for of in (ClassMoments.between, ClassMoments.within))
+    return np.asarray(between / (within + params.eps))
 
 
 element, channel_factor, neuron_score = ranked_by(class_score)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from neuronrank.class_scores import ranked_by
 from neuronrank.scoring import ClassParams
+from neuronrank.tap_statistics import TapStatistics
 from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
@@ -29,9 +30,9 @@ class Params(ClassParams):
     """Divide by the total variance instead of the variance within classes."""
 
 
-def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+def class_score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return D per neuron, (C,)."""
-    between, within = moments.between(), moments.within()
+    between, within = (tap.of_classes(of, params.classes) for of in (ClassMoments.between, ClassMoments.within))
     return np.asarray(between / ((between + within if params.pooled else within) + params.eps))
 
 

@@ -15,13 +15,12 @@ from pydantic import Field, PositiveInt
 
 from neuronrank.class_scores import ranked_by
 from neuronrank.scoring import ClassParams
+from neuronrank.tap_statistics import TapStatistics
 from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
 DEFAULT_GROUP = "module"
-_SPANNED = 1e-10
-"""Directions with less than this share of the largest variance are rounding errors."""
 
 
 class Params(ClassParams):
@@ -33,20 +32,10 @@ class Params(ClassParams):
     """At most so many, and no more than the class means span."""
 
 
-def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+def class_score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return J per neuron, (C,)."""
-    several = moments.count > 1
-    if not several.any():  # nothing varies within a class: refused by name, as every score of zeros is
-        return np.zeros(moments.mean.shape[1])
-    share, deviation = moments.share[several], (moments.mean - moments.joint_mean)[several]
-    rows = np.sqrt(share) * deviation
-    values, vectors = np.linalg.eigh(rows @ rows.T)  # smaller than the matrix over neurons
-    chosen = np.argsort(values)[::-1][: params.components]
-    chosen = chosen[values[chosen] > values[chosen[0]] * _SPANNED]
-    directions = (rows.T @ vectors[:, chosen]) / np.sqrt(values[chosen])  # (C, R), unit columns
-    projected_variance = moments.variance[several] @ directions**2
-    scores = (share * (deviation @ directions) ** 2 / (projected_variance + params.eps)).sum(axis=0)
-    return np.asarray(directions**2 @ scores)
+    settings = {"eps": params.eps, "components": params.components}
+    return tap.of_classes(ClassMoments.principal_discriminant, params.classes, **settings)
 
 
 element, channel_factor, neuron_score = ranked_by(class_score)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from neuronrank.class_scores import ranked_by
 from neuronrank.scoring import ClassParams
+from neuronrank.tap_statistics import TapStatistics
 from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
@@ -27,11 +28,9 @@ class Params(ClassParams):
     """Added to a variance before dividing by it."""
 
 
-def class_score(moments: ClassMoments, params: Params) -> NDArray[np.float64]:
+def class_score(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return Q per neuron, (C,)."""
-    several = moments.count > 1
-    distance = (moments.mean - moments.joint_mean)[several] ** 2 / (moments.variance[several] + params.eps)
-    return np.asarray((moments.share[several] * distance).sum(axis=0))
+    return tap.of_classes(ClassMoments.quadratic_discriminant, params.classes, eps=params.eps)
 
 
 element, channel_factor, neuron_score = ranked_by(class_score)

@@ -23,6 +23,7 @@ from pydantic import Field, PositiveInt
 from neuronrank.scoring import Channels, Element, SampledParams
 from neuronrank.selectivity import SpikinessParams, ThresholdParams, active_groups, require_varying, spikiness
 from neuronrank.tap_statistics import TapStatistics
+from neuronrank.topic_merging import TopicSums
 
 PARTS = ("attention", "mlp")
 READS = "sum_abs of neurons per document or per topic; with axis: input, of inputs; sketch when spikiness_exp is not 0"
@@ -84,8 +85,9 @@ def _by_document(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64
 
 def _by_topic(tap: TapStatistics, params: Params) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
     """Return the mean of the topics' means (C,), in how many each channel is active (C,), and how many have tokens."""
-    found = tap.topics(params.topics, "sum_abs")
-    seen = found.count > 0
-    means = found.sums[seen] / found.count[seen, None]
-    signed = tap.topics(params.topics, "sum").sums[seen] if params.threshold == "sign" else None
-    return means.mean(axis=0), active_groups(means, signed, params), int(seen.sum())
+    k = params.topics
+    frequency, seen = tap.of_topics(TopicSums.mean_of_means, k), tap.topic_count(k) > 0
+    if params.threshold == "pooled":
+        return frequency, tap.of_topics(TopicSums.frequency, k, quantile=params.q_active), int(seen.sum())
+    signed = tap.topics(k, "sum").sums[seen] if params.threshold == "sign" else None
+    return frequency, active_groups(tap.topics(k, "sum_abs").means, signed, params), int(seen.sum())

@@ -12,6 +12,7 @@ from pydantic import PositiveInt
 
 from neuronrank.scoring import Element, MethodParams
 from neuronrank.tap_statistics import TapStatistics
+from neuronrank.token_classes import ClassMoments
 
 PARTS = ("mlp",)
 READS = "class moments of neurons"
@@ -34,4 +35,4 @@ def element(part: str, params: Params) -> Element | None:
 def neuron_score(tap: TapStatistics, gate_norm: NDArray[np.float64], params: Params) -> NDArray[np.float64]:
     """Return V_c per neuron, (F,), activation^2."""
     del gate_norm
-    return tap.classes(params.classes).variance_of_means()
+    return tap.of_classes(ClassMoments.variance_of_means, params.classes)
