@@ -8,12 +8,15 @@ import platform
 import subprocess
 import sys
 import time
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 
+PACKAGES = ("torch", "transformers", "llmcompressor")
 RATIOS = {
     "collect_wanda": ("forward", "calibration for Wanda alone"),
     "collect_default": ("forward", "calibration with all default statistics"),
@@ -79,11 +82,20 @@ def run(windows: int, repeats: int, results: Path, document: Path | None) -> Non
             click.echo(f"{turn + 1}/{repeats} {name}: {measured[name][-1]['seconds']:.3f} s", err=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     found = {"windows": windows, "repeats": repeats, "device": device, "threads": torch.get_num_threads()}
+    found["versions"] = {name: version(name) for name in PACKAGES if find_spec(name)}
     write_json(results, {**found, "items": measured})
     rendered = render({**found, "items": measured})
     if document:
         replace_table(document, rendered, "make bench")
     click.echo(rendered)
+
+
+def _score_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Return how long the slowest recipes took to score."""
+    runs = [run["by_recipe"] for run in items["score_slowest"]]
+    seconds = sorted(((median(run[name] for run in runs), name) for name in runs[0]), reverse=True)
+    slowest = ", ".join(f"`{name}` {value:.2f}" for value, name in seconds[:3])
+    return ["", f"Seconds to score, the slowest three of {len(seconds)} recipes: {slowest}."]
 
 
 def _sweep_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -129,7 +141,8 @@ def render(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{found['windows']} windows of 512 tokens, {found['repeats']} turns, {found['device']}, {found['threads']} "
-        f"threads.",
+        f"threads; {', '.join(f'{name} {number}' for name, number in found['versions'].items())}.",
+        *_score_lines(items),
         *_sweep_lines(items),
     ]
     return "\n".join(lines) + "\n"
