@@ -30,7 +30,8 @@ def statistics(
     directory: Path, sums: dict[tuple[str, str], list], modules: list[dict], weights: dict | None = None, profile="full"
 ) -> Statistics:
     """Write one layer of (tap, statistic) -> (D, C) sums and open it."""
-    arrays = {key: np.asarray(values, dtype=np.float32) for key, values in sums.items()}
+    types = {"topics": np.int32}  # counts and clusters
+    arrays = {key: np.asarray(values, dtype=types.get(key[0], np.float32)) for key, values in sums.items()}
     n_documents = len(next(iter(arrays.values())))
     writer = StatisticsWriter(directory, 1, profile)
     vectors = {name: np.asarray(vector, dtype=np.float32) for name, vector in (weights or {}).items()}
