@@ -70,6 +70,33 @@ def test_a_score_is_a_product_and_two_terms():
     assert weight_scores("m", WEIGHT, factors, part, "row").tolist() == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weight_exp", [1.0, 0.7])
+def test_scores_are_rounded_to_float32_at_every_step(dtype, weight_exp):
+    rng = np.random.default_rng(3)
+    stored = torch.from_numpy(rng.normal(size=(5, 37))).to(dtype)
+    row, row_term, column, column_term = (np.float32(rng.random(size)) for size in (37, 37, 5, 5))
+    factors = {"m.row": row, "m.column": column, "m.row_term": row_term, "m.column_term": column_term}
+    part = {"weight_exp": weight_exp, "weight_multi": 0.3, "elements": True}
+    found = weight_scores("m", stored.T, factors, part, "row")  # a module may be a transposed view
+    powers = (stored.T.float().abs() ** weight_exp).numpy()
+    for i, j in np.ndindex(37, 5):
+        score = powers[i, j] * np.float32(0.3)
+        for factor in (row[i], column[j]):
+            score = np.float32(score * factor)
+        for term in (row_term[i], column_term[j]):
+            score = np.float32(score + term)
+        assert found[i, j] == score, (i, j)
+
+
+def test_a_negative_factor_of_zeros_gives_no_negative_zero():
+    weight = torch.tensor([[0.0, 0, 0], [-4, 5, -6]])
+    part = {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}
+    scores = weight_scores("m", weight, {"m.row": vector(-2, 1)}, part, "module")
+    assert scores.tolist() == [[0, 0, 0], [4, 5, 6]]
+    assert not np.signbit(scores).any()
+
+
 def test_a_term_alone_ranks_where_it_varies():
     part = {"weight_exp": 1.0, "weight_multi": 0.0, "elements": True}
     columns = {"m.column_term": vector(3, 1, 2)}
