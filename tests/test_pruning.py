@@ -19,7 +19,7 @@ from neuronrank.evaluation import load_model
 from neuronrank.masks import unstructured
 from neuronrank.output_head import find_output_head
 from neuronrank.patterns import read_pattern
-from neuronrank.pruning import modules_with_idle_factor, unscored_lines
+from neuronrank.pruning import iter_masks, modules_with_idle_factor, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, require_share, summary_lines
 from tests import naive
 from tests.project import tiny_params
@@ -202,6 +202,28 @@ def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
     n_removed = sum(mask.n_removed for mask in tied.masks(**HALF, group="global"))
     assert n_removed == sum(np.prod(module["shape"]) for module in tied.header["modules"]) // 2
     assert len(made) == 3 * 14  # two passes for the threshold, one for the masks
+
+
+def test_the_scores_of_two_modules_at_most_are_alive(tied, monkeypatch):
+    made: list[weakref.ref] = []
+
+    def counted(*arguments):
+        assert sum(one() is not None for one in made) <= 2  # one of them is about to be replaced
+        scores = weight_scores(*arguments)
+        made.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr("neuronrank.pruning.weight_scores", counted)
+    assert len(tied.masks(**HALF, group="row")) == len(made) == 14
+
+
+def test_a_fault_comes_in_its_turn_although_scores_are_made_ahead(tied):
+    names = [module["name"] for module in tied.header["modules"]]
+    model, factors = tied.model, {f"{names[1]}.row": vector(1)}
+    masks = iter_masks(model, factors, tied.header, read_pattern(HALF, "p"))
+    assert next(masks).entry["name"] == names[0]
+    with pytest.raises(MismatchError, match="a factor has 1 channels"):
+        next(masks)
 
 
 # Whole neurons
