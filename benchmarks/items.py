@@ -21,7 +21,7 @@ from neuronrank.compatibility import why_unfit
 from neuronrank.evaluation import load_model, window_losses
 from neuronrank.masking import make_masks
 from neuronrank.params import lookup, read_params, validate
-from neuronrank.patterns import read_pattern
+from neuronrank.patterns import Pattern, read_pattern
 from neuronrank.recipes import read_recipe
 from neuronrank.score_store import write_scores
 from neuronrank.scores import compute_factors, score_header
@@ -121,7 +121,12 @@ def prune(_n_windows: int) -> Work:
     factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, "wanda", recipe)
     pattern = read_pattern({"rule": "unstructured", "sparsity": 0.5}, "pattern")
     out = Path(tempfile.mkdtemp()) / "mask.safetensors"
-    return lambda: {"modules": len(make_masks(model, factors, header, pattern, "bench", out)["modules"])}
+
+    def work(used: Pattern = pattern) -> dict[str, Any]:
+        return {"modules": len(make_masks(model, factors, header, used, "bench", out)["modules"])}
+
+    work(read_pattern({"rule": "unstructured", "sparsity": 0.5, "attention": False, "pruning_last": 1}, "pattern"))
+    return work
 
 
 def sweep(_n_windows: int) -> Work:

@@ -93,6 +93,38 @@ def test_lowest_is_the_head_of_a_stable_sort(case):
     assert lowest(np.array(scores, dtype=np.float32), k).tolist() == expected
 
 
+def head_of_stable_sort(scores: np.ndarray, k: int) -> np.ndarray:
+    marks = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(marks, np.argsort(scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    return marks
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 31, 33, 100, 577])
+def test_lowest_of_rows_of_every_kind_one_after_the_other(size):
+    rng = np.random.default_rng(size)
+    largest = np.finfo(np.float32).max
+    rows = [
+        rng.random(size) * 1e-44,  # subnormal, with ties
+        rng.random(size) * largest,
+        rng.integers(0, 4, size),
+        np.zeros(size),
+        np.where(rng.random(size) < 0.6, 0, rng.random(size)),
+        np.where(rng.random(size) < 0.5, 1, np.nextafter(np.float32(1), np.float32(2))),
+        np.full(size, largest),
+        np.exp(rng.normal(0, 20, size)),
+        1 + rng.integers(0, 9, size) * 2.0**-23,
+    ]
+    scores = np.array(rows, dtype=np.float32)
+    for k in {0, 1, size // 3, size // 2, size - 1, size}:
+        np.testing.assert_array_equal(lowest(scores, k), head_of_stable_sort(scores, k))
+        np.testing.assert_array_equal(lowest(scores[::-1], k), head_of_stable_sort(scores[::-1], k))
+
+
+def test_lowest_of_rows_that_lie_apart_in_memory():
+    scores = np.float32(np.random.default_rng(2).integers(0, 6, size=(9, 5)))
+    np.testing.assert_array_equal(lowest(scores.T, 4), head_of_stable_sort(scores.T, 4))
+
+
 def test_bits_are_row_major_and_highest_first():
     mask = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]], dtype=bool)
     assert pack(mask).tolist() == [0b10011000, 0b10000000]

@@ -19,7 +19,7 @@ from neuronrank.evaluation import load_model
 from neuronrank.masks import unstructured
 from neuronrank.output_head import find_output_head
 from neuronrank.patterns import read_pattern
-from neuronrank.pruning import modules_with_idle_factor, unscored_lines
+from neuronrank.pruning import iter_masks, modules_with_idle_factor, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, require_share, summary_lines
 from tests import naive
 from tests.project import tiny_params
@@ -68,6 +68,33 @@ def test_a_score_is_a_product_and_two_terms():
     # 0.5 * [[1, 4, 9], [16, 25, 36]] * rows * columns = [[1, 40, 900], [24, 375, 5400]]
     expected = [[1008, 1048, 1909], [2031, 2383, 7409]]
     assert weight_scores("m", WEIGHT, factors, part, "row").tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("weight_exp", [1.0, 0.7])
+def test_scores_are_rounded_to_float32_at_every_step(dtype, weight_exp):
+    rng = np.random.default_rng(3)
+    stored = torch.from_numpy(rng.normal(size=(5, 37))).to(dtype)
+    row, row_term, column, column_term = (np.float32(rng.random(size)) for size in (37, 37, 5, 5))
+    factors = {"m.row": row, "m.column": column, "m.row_term": row_term, "m.column_term": column_term}
+    part = {"weight_exp": weight_exp, "weight_multi": 0.3, "elements": True}
+    found = weight_scores("m", stored.T, factors, part, "row")  # a module may be a transposed view
+    powers = (stored.T.float().abs() ** weight_exp).numpy()
+    for i, j in np.ndindex(37, 5):
+        score = powers[i, j] * np.float32(0.3)
+        for factor in (row[i], column[j]):
+            score = np.float32(score * factor)
+        for term in (row_term[i], column_term[j]):
+            score = np.float32(score + term)
+        assert found[i, j] == score, (i, j)
+
+
+def test_a_negative_factor_of_zeros_gives_no_negative_zero():
+    weight = torch.tensor([[0.0, 0, 0], [-4, 5, -6]])
+    part = {"weight_exp": 1.0, "weight_multi": 1.0, "elements": True}
+    scores = weight_scores("m", weight, {"m.row": vector(-2, 1)}, part, "module")
+    assert scores.tolist() == [[0, 0, 0], [4, 5, 6]]
+    assert not np.signbit(scores).any()
 
 
 def test_a_term_alone_ranks_where_it_varies():
@@ -175,6 +202,28 @@ def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
     n_removed = sum(mask.n_removed for mask in tied.masks(**HALF, group="global"))
     assert n_removed == sum(np.prod(module["shape"]) for module in tied.header["modules"]) // 2
     assert len(made) == 3 * 14  # two passes for the threshold, one for the masks
+
+
+def test_the_scores_of_two_modules_at_most_are_alive(tied, monkeypatch):
+    made: list[weakref.ref] = []
+
+    def counted(*arguments):
+        assert sum(one() is not None for one in made) <= 2  # one of them is about to be replaced
+        scores = weight_scores(*arguments)
+        made.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr("neuronrank.pruning.weight_scores", counted)
+    assert len(tied.masks(**HALF, group="row")) == len(made) == 14
+
+
+def test_a_fault_comes_in_its_turn_although_scores_are_made_ahead(tied):
+    names = [module["name"] for module in tied.header["modules"]]
+    model, factors = tied.model, {f"{names[1]}.row": vector(1)}
+    masks = iter_masks(model, factors, tied.header, read_pattern(HALF, "p"))
+    assert next(masks).entry["name"] == names[0]
+    with pytest.raises(MismatchError, match="a factor has 1 channels"):
+        next(masks)
 
 
 # Whole neurons

@@ -6,7 +6,6 @@ in float32; a vector that the file does not hold is 1 (a factor) or 0 (a term). 
 to rank gets through.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
+from neuronrank.kernels import bits_of
+from neuronrank.score_kernel import write_scores
 from neuronrank.score_store import Factors
 
 Scores = NDArray[np.float32]
@@ -28,14 +29,6 @@ MAGNITUDE: dict[str, Any] = {
 """How the output head is scored, whatever the recipe."""
 
 
-@dataclass(frozen=True)
-class _Vectors:
-    row: Vector | None
-    column: Vector | None
-    row_term: Vector | None
-    column_term: Vector | None
-
-
 def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[str, Any], group: str) -> Scores:
     """Return the score of every weight of a module.
 
@@ -47,7 +40,7 @@ def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[
         group: what the weights will compete with; within rows, a score that is the same all along a row is refused.
 
     Returns:
-        (O, I) float32, finite, >= 0; higher is kept.
+        (O, I) float32, finite, >= 0, without -0.0; higher is kept.
 
     Raises:
         ParamsError: the method ranks whole neurons only.
@@ -60,26 +53,24 @@ def weight_scores(name: str, weight: torch.Tensor, factors: Factors, part: dict[
             f"{name}: method {part['method']!r} ranks whole neurons, not single weights. Use a pattern with "
             f"rule: structured"
         )
-    vectors = _vectors(name, weight, factors)
-    row, column = vectors.row, vectors.column
-    magnitude = weight.float().abs()
+    rows, columns = _vectors(name, weight, factors)
     weight_exp, weight_multi = part["weight_exp"], part["weight_multi"]
-    scores: Scores = (magnitude if weight_exp == 1 else magnitude**weight_exp).numpy()  # 0**0 is 1
-    with np.errstate(all="ignore"):
-        scores = scores if weight_multi == 1 else scores * np.float32(weight_multi)
-        scores = scores if row is None else scores * row[:, None]
-        scores = scores if column is None else scores * column[None, :]
-        scores = scores if vectors.row_term is None else scores + vectors.row_term[:, None]
-        scores = scores if vectors.column_term is None else scores + vectors.column_term[None, :]
-    _require_sound(name, scores, "Lower the exponents")
-    _require_ranking(name, scores, vectors, part, group)
-    if weight_multi > 0:
-        _require_no_underflow(name, scores, magnitude, vectors, weight_exp)
+    bits = bits_of(weight)
+    powered = bits if weight_exp == 1 else bits_of(weight.float().abs() ** weight_exp)  # 0**0 is 1
+    scores = np.empty(weight.shape, dtype=np.float32)
+    n_unsound, n_lost = write_scores(bits, powered, np.float32(weight_multi), rows, columns, scores)
+    if n_unsound:
+        _require_sound(name, scores, "Lower the exponents")
+    _require_ranking(name, scores, factors, part, group)
+    if n_lost and weight_multi > 0:  # they would be removed by position
+        raise NotFiniteError(
+            f"{name}: {n_lost} of {scores.size} scores are too small to tell from zero. Lower the exponents"
+        )
     return scores
 
 
 def neuron_scores(block: str, n_neurons: int, factors: Factors, part: dict[str, Any]) -> Vector:
-    """Return the score of every MLP neuron of a layer or expert, (F,) float32, finite, >= 0; higher is kept.
+    """Return the scores of the neurons of an MLP or expert, (F,) float32, as `weight_scores` does those of weights.
 
     Raises:
         ParamsError: the recipe's method has no neuron score.
@@ -100,21 +91,19 @@ def neuron_scores(block: str, n_neurons: int, factors: Factors, part: dict[str, 
         )
     _require_sound(name, scores, "Lower the exponents")
     _require_several(name, scores)
-    return scores
+    return scores + np.float32(0)  # no -0.0
 
 
-def _vectors(name: str, weight: torch.Tensor, factors: Factors) -> _Vectors:
-    found = (factors.get(f"{name}.{kind}") for kind in ("row", "column", "row_term", "column_term"))
-    vectors = _Vectors(*(None if vector is None else vector + np.float32(0) for vector in found))  # no -0.0
-    for vector, size in (
-        (vectors.row, weight.shape[0]),
-        (vectors.column, weight.shape[1]),
-        (vectors.row_term, weight.shape[0]),
-        (vectors.column_term, weight.shape[1]),
-    ):
-        if vector is not None and vector.shape != (size,):
-            raise MismatchError(f"{name}: weight is {tuple(weight.shape)}, a factor has {vector.size} channels")
-    return vectors
+def _vectors(name: str, weight: torch.Tensor, factors: Factors) -> tuple[tuple[Vector, Vector], tuple[Vector, Vector]]:
+    """Return factor and term of rows, (O,) each, and of columns, (I,) each."""
+    n_out, n_in = weight.shape
+    found = {}
+    for kind, size in (("row", n_out), ("column", n_in), ("row_term", n_out), ("column_term", n_in)):
+        absent = np.full(size, 0 if kind.endswith("term") else 1, dtype=np.float32)
+        found[kind] = factors.get(f"{name}.{kind}", absent) + np.float32(0)  # no -0.0
+        if found[kind].shape != (size,):
+            raise MismatchError(f"{name}: weight is {tuple(weight.shape)}, a factor has {found[kind].size} channels")
+    return (found["row"], found["row_term"]), (found["column"], found["column_term"])
 
 
 def _require_sound(name: str, scores: Scores, advice: str) -> None:
@@ -132,31 +121,11 @@ def _require_several(name: str, scores: Scores) -> None:
         raise DegenerateError(f"{name}: all {flat.size} scores are equal ({flat[0]}), they cannot rank")
 
 
-def _require_ranking(name: str, scores: Scores, vectors: _Vectors, part: dict[str, Any], group: str) -> None:
+def _require_ranking(name: str, scores: Scores, factors: Factors, part: dict[str, Any], group: str) -> None:
     _require_several(name, scores)
-    product_varies = part["weight_multi"] != 0 and (part["weight_exp"] != 0 or vectors.column is not None)
-    if group == "row" and not product_varies and vectors.column_term is None:
+    product_varies = part["weight_multi"] != 0 and (part["weight_exp"] != 0 or f"{name}.column" in factors)
+    if group == "row" and not product_varies and f"{name}.column_term" not in factors:
         raise DegenerateError(
             f"{name}: the score is the same all along a row, since only factors on rows "
             f"count, and the pattern compares within rows. Let the weights count, or compare within modules"
-        )
-
-
-def _require_no_underflow(
-    name: str, scores: Scores, magnitude: torch.Tensor, vectors: _Vectors, weight_exp: float
-) -> None:
-    """Refuse scores that became zero although neither weight nor factor is: they would be removed by position."""
-    n_zero = scores.size - int(np.count_nonzero(scores))
-    if n_zero == 0:
-        return
-    is_product = weight_exp > 0 and vectors.row_term is None and vectors.column_term is None
-    if is_product and n_zero == magnitude.numel() - int(torch.count_nonzero(magnitude)):
-        return  # a weight of zero has a score of zero, and there are no others
-    possible = (magnitude > 0).numpy()
-    for factor in (vectors.row[:, None] if vectors.row is not None else None, vectors.column):
-        possible = possible if factor is None else possible & (factor > 0)
-    n_lost = int(np.count_nonzero(possible & (scores == 0)))
-    if n_lost:
-        raise NotFiniteError(
-            f"{name}: {n_lost} of {scores.size} scores are too small to tell from zero. Lower the exponents"
         )

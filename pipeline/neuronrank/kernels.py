@@ -9,16 +9,16 @@ and takes four tokens at once. Every loop is given some channels, so that thread
 one thread, in one order whatever their number. Loops let go of the interpreter's lock.
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from neuronrank.compiled import compiled
 
 RUN = 32
 """Tokens that are added in float32 before they are added in float64."""
@@ -28,9 +28,6 @@ _STRIP = 512
 """Channels taken at once: as many as stay in the first cache with their sums."""
 _SKETCHED = 64
 """The same for counts, of which each channel has several hundred."""
-
-Loop = TypeVar("Loop", bound=Callable[..., Any])
-_compiled: Callable[[Loop], Loop] = numba.njit(nogil=True, cache=True, error_model="numpy")
 
 Bits = NDArray[Any]
 """uint16 of bfloat16 or uint32 of float32."""
@@ -53,18 +50,18 @@ def _as_float(_context: Any, _bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@_compiled
+@compiled
 def _value(bits: Any, shift: Any) -> Any:
     return _as_float(np.uint32(bits) << shift)
 
 
-@_compiled
+@compiled
 def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         total[i] += (_value(a[i], shift) + _value(b[i], shift)) + (_value(c[i], shift) + _value(d[i], shift))
 
 
-@_compiled
+@compiled
 def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         total[i] += (abs(_value(a[i], shift)) + abs(_value(b[i], shift))) + (
@@ -72,14 +69,14 @@ def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> N
         )
 
 
-@_compiled
+@compiled
 def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
         p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
         total[i] += (p * p + q * q) + (r * r + s * s)
 
 
-@_compiled
+@compiled
 def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(largest)):
         p, q = abs(_value(a[i], shift)), abs(_value(b[i], shift))
@@ -87,14 +84,14 @@ def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: An
         largest[i] = max(max(max(p, q), max(r, s)), largest[i])
 
 
-@_compiled
+@compiled
 def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(lowest)):
         p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
         lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
 
 
-@_compiled
+@compiled
 def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
@@ -105,7 +102,7 @@ def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> N
         )
 
 
-@_compiled
+@compiled
 def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
@@ -116,7 +113,7 @@ def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -
         )
 
 
-@_compiled
+@compiled
 def _flush(total: Any, part: Any) -> None:
     for i in range(len(total)):
         total[i] += np.float64(part[i])
@@ -124,7 +121,7 @@ def _flush(total: Any, part: Any) -> None:
         part[i] = 0
 
 
-@_compiled
+@compiled
 def reduce_documents(
     x: Bits,
     starts: NDArray[np.int64],
@@ -191,7 +188,7 @@ def reduce_documents(
                 sums[3, n, first + i] = parts[3, i]
 
 
-@_compiled
+@compiled
 def add_counts(
     code: NDArray[np.uint16], channels: tuple[int, int], bin_of_code: NDArray[np.uint16], count: NDArray[np.int32]
 ) -> None:
@@ -215,7 +212,7 @@ def add_counts(
                 cell += n_bins
 
 
-@_compiled
+@compiled
 def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
     """Return the top 16 bits of |x| less one, the sign as it was, x being (tokens, C) bits of float32; of 0 they are 0.
 
@@ -230,7 +227,7 @@ def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
     return code
 
 
-@_compiled
+@compiled
 def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
     for i in range(len(off)):
         difference = _value(row[i], shift) - _value(start[i], shift)
@@ -238,7 +235,7 @@ def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) ->
         off_sq[i] += difference * difference
 
 
-@_compiled
+@compiled
 def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
     (total, total_sq), (off, off_sq) = totals, offs
     for i in range(len(total)):
@@ -252,7 +249,7 @@ def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> N
         off_sq[i] = 0
 
 
-@_compiled
+@compiled
 def add_moments(
     x: Bits,
     shift: np.uint32,
@@ -292,7 +289,7 @@ def add_moments(
             begin += n
 
 
-@_compiled
+@compiled
 def add_magnitudes(
     x: Bits,
     shift: np.uint32,

@@ -1,7 +1,9 @@
 """Scores x weights -> masks: the weights are read tensor by tensor, the model is never built."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -108,7 +110,8 @@ def iter_masks(
 ) -> Iterator[ModuleMask]:
     """Yield the mask of every selected module in the model's order, the output head last.
 
-    One module's scores and mask are in memory at a time, also where modules compete with each other.
+    One module's mask, and its scores and the next one's, are in memory at a time; where modules compete with each
+    other, one module's scores.
 
     Args:
         model: whose weights are scored.
@@ -130,11 +133,12 @@ def iter_masks(
         )
     selected, head = selected_modules(header, pattern), pruned_head(model, header, pattern)
     work = _Work(model.checkpoint(), factors, header, pattern)
+    own = _own_masks(work, [entry for entry in selected if work.pool_key(entry) is None])
     pools: dict[tuple[Any, ...], _Pool] = {}
     for entry in selected:
         key = work.pool_key(entry)
         if key is None:
-            yield work.own_mask(entry)
+            yield next(own)
             continue
         if key not in pools:
             pools[key] = _fill_pool(work, [other for other in selected if work.pool_key(other) == key])
@@ -180,15 +184,16 @@ class _Work:
         weight = view_of(self.checkpoint.tensor(entry["weight"]), entry)
         return weight_scores(entry["name"], weight, self.factors, self.part(entry), self.group(entry))
 
-    def own_mask(self, entry: Entry) -> ModuleMask:
-        """Return the mask of a module that competes with no other."""
-        masked = self.masked(entry)
-        if self.pattern.rule.RANKS == "weights":
-            keep = self.checked(masked, self.scores(entry))
-            return ModuleMask(entry, keep)
+    def mask_of_weights(self, entry: Entry, scores: Scores) -> ModuleMask:
+        """Return the mask of a module that competes with no other, by the scores of its weights."""
+        return ModuleMask(entry, self.checked(self.masked(entry), scores))
+
+    def mask_of_neurons(self, entry: Entry) -> ModuleMask:
+        """Return the mask of a module by the scores of its neurons."""
         axis, shape = entry["neuron_axis"], entry["shape"]
         n_neurons = shape[0] if axis == "row" else shape[1]
-        neurons = self.checked(masked, neuron_scores(_block(entry), n_neurons, self.factors, self.part(entry)))
+        scores = neuron_scores(_block(entry), n_neurons, self.factors, self.part(entry))
+        neurons = self.checked(self.masked(entry), scores)
         keep = np.broadcast_to(neurons[:, None] if axis == "row" else neurons[None, :], shape).copy()
         return ModuleMask(entry, keep, axis)
 
@@ -200,6 +205,20 @@ class _Work:
         tolerance = rule.tolerance(params, masked, scores.shape)
         require_share(masked.name, removed, keep.size, rule.sparsity(params, masked), tolerance)
         return keep
+
+
+def _own_masks(work: _Work, entries: list[Entry]) -> Iterator[ModuleMask]:
+    """Yield the masks of modules that compete with no other; a thread reads and scores the next weights meanwhile."""
+    if work.pattern.rule.RANKS == "neurons":
+        yield from map(work.mask_of_neurons, entries)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        scored = [thread.submit(work.scores, entry) for entry in entries[:1]]
+        for entry, following in zip_longest(entries, entries[1:]):
+            scores = scored.pop().result()
+            if following is not None:
+                scored.append(thread.submit(work.scores, following))
+            yield work.mask_of_weights(entry, scores)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Mask rules, one file each; the file's name is the rule's name. Numpy only.
+"""Mask rules, one file each; the file's name is the rule's name. Numpy and compiled loops only.
 
 A file provides
 
@@ -15,7 +15,7 @@ A file provides
   that share: one for each group, unless the rule says why it needs more. The result is held to it;
 - `keep(scores, params, module)`: the mask, True = kept, of the shape of the scores: (O, I), or (F,) for neurons.
 
-Scores are float32, finite and >= 0; higher is kept.
+Scores are float32, finite and >= 0, without -0.0; higher is kept.
 """
 
 from dataclasses import dataclass
@@ -33,6 +33,8 @@ from pydantic import (
     model_validator,
 )
 
+from neuronrank.masks._radix_select import find_cut
+from neuronrank.masks._row_select import lowest_of_rows
 from neuronrank.params import Section
 
 PROVIDES = ("Params", "RANKS", "group", "sparsity", "tolerance", "keep")
@@ -124,20 +126,12 @@ def lowest(scores: NDArray[np.float32], k: int) -> NDArray[np.bool_]:
     """Mark the k lowest scores of each row; among equal scores the lowest index is marked first.
 
     Args:
-        scores: (G, S), finite.
+        scores: (G, S), finite, >= 0, without -0.0.
         k: in [0, S].
 
     Returns:
         (G, S), exactly k True in each row: what a stable ascending sort would put first.
     """
-    if k == 0:
-        return np.zeros(scores.shape, dtype=np.bool_)
-    threshold = np.partition(scores, k - 1, axis=1)[:, k - 1 : k]
-    marked: NDArray[np.bool_] = scores <= threshold
-    crowded = np.flatnonzero(np.count_nonzero(marked, axis=1) > k)  # ties at the threshold
-    if crowded.size:
-        below = scores[crowded] < threshold[crowded]
-        tied = scores[crowded] == threshold[crowded]
-        missing = k - np.count_nonzero(below, axis=1)
-        marked[crowded] = below | (tied & (np.cumsum(tied, axis=1, dtype=np.int32) <= missing[:, None]))
-    return marked
+    if len(scores) == 1:
+        return find_cut(lambda: [scores], k).remove(scores)
+    return lowest_of_rows(scores, k) if k else np.zeros(scores.shape, dtype=np.bool_)

@@ -74,4 +74,4 @@ def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> N
             f"Choose a pattern that divides it, or leave the part out"
         )
     removed = lowest(scores.reshape(-1, params.group_m), params.group_m - params.keep_n)
-    return ~removed.reshape(scores.shape)
+    return np.logical_not(removed, out=removed).reshape(scores.shape)

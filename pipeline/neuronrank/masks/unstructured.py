@@ -56,4 +56,4 @@ def keep(scores: NDArray[np.float32], params: Params, module: MaskedModule) -> N
     """
     grouped = scores if group(params, module) == "row" else scores.reshape(1, -1)
     removed = lowest(grouped, n_removed(sparsity(params, module), grouped.shape[1]))
-    return ~removed.reshape(scores.shape)
+    return np.logical_not(removed, out=removed).reshape(scores.shape)
