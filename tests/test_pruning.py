@@ -125,13 +125,13 @@ def test_a_negative_zero_does_not_outrank_everything():
 def test_neuron_scores_are_refused_by_name():
     part = {"method": "wanda", **PLAIN}
     with pytest.raises(ParamsError, match=r"method 'wanda' has no neuron score.*run `neuronrank methods`"):
-        neuron_scores(1, 3, {}, part)
-    with pytest.raises(MismatchError, match=r"neurons\.1: holds 2 scores, the layer has 3 neurons"):
-        neuron_scores(1, 3, {"neurons.1": vector(1, 2)}, part)
+        neuron_scores("1", 3, {}, part)
+    with pytest.raises(MismatchError, match=r"neurons\.1: holds 2 scores, the MLP has 3 neurons"):
+        neuron_scores("1", 3, {"neurons.1": vector(1, 2)}, part)
     with pytest.raises(DegenerateError, match=r"neurons\.1: all 3 scores are equal"):
-        neuron_scores(1, 3, {"neurons.1": vector(2, 2, 2)}, part)
+        neuron_scores("1", 3, {"neurons.1": vector(2, 2, 2)}, part)
     with pytest.raises(NotFiniteError, match=r"neurons\.1: 1 of 3 scores are NaN"):
-        neuron_scores(1, 3, {"neurons.1": vector(2, np.inf, 2)}, part)
+        neuron_scores("1", 3, {"neurons.1": vector(2, np.inf, 2)}, part)
 
 
 # Pools
