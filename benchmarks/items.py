@@ -4,9 +4,10 @@ Each item runs in a process of its own, so that its peak memory is its own. The 
 less, so that compiling loops and first touches do not count.
 """
 
+import atexit
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,13 @@ def calibration(n_windows: int) -> Windows:
     """Return the first calibration windows."""
     windows = read_windows(TOKENS / "calibration/windows.safetensors")
     return Windows(windows.token_ids[:n_windows], windows.header)
+
+
+def _scratch() -> Path:
+    """Return a directory that goes when the process ends."""
+    directory = tempfile.TemporaryDirectory()
+    atexit.register(directory.cleanup)
+    return Path(directory.name)
 
 
 def _device() -> torch.device:
@@ -73,7 +81,7 @@ def _collect(n_windows: int, changes: dict[str, Any]) -> Work:
     model, windows = open_model(MODEL), calibration(n_windows)
     section = {**lookup(read_params(PARAMS), "collect"), "dtype": "bfloat16", "documents_per_batch": PER_BATCH}
     options = validate(CollectParams, {**section, **changes}, "collect")
-    scratch = Path(tempfile.mkdtemp())
+    scratch = _scratch()
 
     def work(used: Windows = windows, name: str = "statistics") -> dict[str, Any]:
         collect_statistics(model, used, options, scratch / name)
@@ -99,11 +107,12 @@ def score_slowest(_n_windows: int) -> Work:
     import time
 
     recipes = {name: read_recipe(value, name) for name, value in lookup(read_params(PARAMS), "recipes").items()}
-    scratch = Path(tempfile.mkdtemp())
+    scratch = _scratch()
 
-    def work() -> dict[str, Any]:
+    def work(chosen: Iterable[str] = tuple(recipes)) -> dict[str, Any]:
         seconds = {}
-        for name, recipe in recipes.items():
+        for name in chosen:
+            recipe = recipes[name]
             begin = time.perf_counter()
             statistics = Statistics(Path("artifacts/statistics"))
             factors = compute_factors(statistics, recipe)
@@ -111,6 +120,7 @@ def score_slowest(_n_windows: int) -> Work:
             seconds[name] = time.perf_counter() - begin
         return {"seconds": max(seconds.values()), "by_recipe": seconds}
 
+    work(list(recipes)[:1])
     return work
 
 
@@ -120,7 +130,7 @@ def prune(_n_windows: int) -> Work:
     recipe = read_recipe({"attention": {"method": "wanda"}, "mlp": {"method": "wanda"}}, "wanda")
     factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, "wanda", recipe)
     pattern = read_pattern({"rule": "unstructured", "sparsity": 0.5}, "pattern")
-    out = Path(tempfile.mkdtemp()) / "mask.safetensors"
+    out = _scratch() / "mask.safetensors"
 
     def work(used: Pattern = pattern) -> dict[str, Any]:
         return {"modules": len(make_masks(model, factors, header, used, "bench", out)["modules"])}
@@ -134,7 +144,7 @@ def sweep(_n_windows: int) -> Work:
     model, params = open_model(MODEL), read_params(PARAMS)
     recipes = {name: read_recipe(value, name) for name, value in lookup(params, "recipes").items()}
     patterns = [read_pattern(lookup(params, f"patterns.{name}"), name) for name in ("50pct", "neurons50")]
-    out = Path(tempfile.mkdtemp())
+    out = _scratch()
 
     def work() -> dict[str, Any]:
         for name, recipe in recipes.items():
@@ -154,7 +164,7 @@ def copy_weights(_n_windows: int) -> Work:
 
     artifact = open_model(MODEL)
     (path,) = artifact.checkpoint().shards
-    out = Path(tempfile.mkdtemp()) / "copy.safetensors"
+    out = _scratch() / "copy.safetensors"
 
     def work() -> None:
         with safe_open(path, framework="pt") as file:

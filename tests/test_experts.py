@@ -33,9 +33,11 @@ from neuronrank.planned_arrays import planned_arrays
 from neuronrank.recipes import read_recipe
 from neuronrank.routing import routing_lines
 from neuronrank.scores import compute_factors, score_header
+from neuronrank.sequential import sequential
 from neuronrank.skeleton import Skeleton
 from neuronrank.statistics_store import Statistics
 from neuronrank.stored_arrays import stored_arrays
+from neuronrank.tap_names import expert as expert_of
 from neuronrank.windows import Windows
 from tests.conftest import TINY, write_tokenizer
 from tests.project import Project, tiny_params
@@ -61,7 +63,7 @@ def save(directory: Path, model_type: str = "mixtral", **changes) -> Path:
         for parameter in model.parameters():
             parameter.normal_(0, 0.3)
         router = model.model.layers[0].mlp.gate.weight if model_type == "mixtral" else None
-        if router is not None:
+        if router is not None and len(router) == E:
             router[UNUSED] = router[[0, 1, 2, 4]].mean(dim=0)  # never the largest
     model.save_pretrained(directory, max_shard_size="30KB")
     write_tokenizer(directory)
@@ -291,6 +293,131 @@ def test_experts_that_share_a_tensor_on_disk_are_refused(tmp_path):
     skeleton = Skeleton(open_model(tmp_path / "model").checkpoint(), torch.float32)
     with pytest.raises(MismatchError, match=r"no tensor '…block_sparse_moe.experts.0.w1.weight' for the experts"):
         skeleton.modules()
+
+
+def seen_only(mixture: Mixture, enough=lambda one: len(one.tokens) > 0) -> Statistics:
+    """The same statistics without the experts that no token reached, or not enough."""
+    found = Statistics(mixture.statistics.directory)
+    unseen = {key for key, one in mixture.routed.items() if not enough(one)}
+    found.modules = [m for m in found.modules if (m.layer, expert_of(m.input_tap)) not in unseen]
+    return found
+
+
+def factors_of_gates(mixture: Mixture, recipe: dict, *enough) -> dict[tuple[int, int], np.ndarray]:
+    factors = compute_factors(seen_only(mixture, *enough), read_recipe(recipe, "r"))
+    name = "model.layers.{}.block_sparse_moe.experts.{}.w1.row"
+    found = {key: factors.get(name.format(*key)) for key in seen_experts(mixture)}
+    found = {key: factor for key, factor in found.items() if factor is not None}
+    assert len(found) >= E
+    return found
+
+
+def test_classes_are_those_of_the_routed_tokens(mixture):
+    classes = mixture.statistics.class_token_ids()[:3]
+
+    def has_several(one: Routed) -> bool:
+        is_classed = np.isin(mixture.token_ids.reshape(-1)[one.tokens].numpy(), classes)
+        return is_classed.any() and not is_classed.all()
+
+    factors = factors_of_gates(mixture, both("neuronrank_fisher", classes=3), has_several)
+    for (layer, expert), found in factors.items():
+        one = mixture.routed[layer, expert]
+        ids, x = mixture.token_ids.reshape(-1)[one.tokens].numpy(), one.neuron.double().numpy()
+        rows = [x[ids == token] for token in classes] + [x[~np.isin(ids, classes)]]
+        rows = [row for row in rows if len(row)]
+        share = np.array([len(row) / len(x) for row in rows])[:, None]
+        between = (share * (np.stack([row.mean(axis=0) for row in rows]) - x.mean(axis=0)) ** 2).sum(axis=0)
+        within = (share * np.stack([row.var(axis=0) for row in rows])).sum(axis=0)
+        ratio = between / (within + 1e-10)
+        np.testing.assert_allclose(
+            found, np.maximum(ratio / ratio.mean(), 1e-6), rtol=2e-3, err_msg=f"{layer}.{expert}"
+        )
+
+
+def test_topics_are_those_of_the_routed_tokens(mixture):
+    recipe = both("neuronrank_tfidf", mode="topic", topics=4)
+    for (layer, expert), found in factors_of_gates(mixture, recipe).items():
+        one = mixture.routed[layer, expert]
+        labels = mixture.statistics.layer_values(layer, "topics", "labels").astype(np.int64).reshape(-1)[one.tokens]
+        x = one.neuron.double().abs().numpy()
+        means = np.stack([x[labels == topic].mean(axis=0) for topic in np.unique(labels)])
+        reached = (means >= np.quantile(means, 0.6)).sum(axis=0)
+        expected = means.mean(axis=0) * (np.log((len(means) + 1) / (reached + 1)) + 1)
+        np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=f"{layer}.{expert}")
+
+
+def test_fewer_samples_are_what_the_first_windows_sent(mixture):
+    first = 3
+    statistics = seen_only(mixture)
+    for layer, expert in seen_experts(mixture):
+        one = mixture.routed[layer, expert]
+        early = one.tokens < first * T
+        tap = statistics.tap(layer, f"neuron.{expert}", first)
+        assert (tap.n, tap.n_documents) == (int(early.sum()), len(torch.unique(one.tokens[early] // T)))
+        np.testing.assert_allclose(tap.total("sum_abs"), one.neuron[early].abs().double().sum(0), rtol=1e-5)
+
+
+def test_experts_that_see_few_tokens_compare_with_those_that_see_many(mixture):
+    """Norms are per token where weights of several modules compete; within a module nothing changes."""
+    factors = compute_factors(seen_only(mixture), read_recipe(both("wanda"), "r"))
+    for layer, expert in seen_experts(mixture):
+        x = mixture.routed[layer, expert].x.double()
+        expected = (x.square().mean(dim=0) * N * T).sqrt()
+        name = f"model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.column"
+        np.testing.assert_allclose(factors[name], expected, rtol=1e-5)
+
+
+def test_layer_by_layer_an_expert_sees_what_pruned_layers_leave(tmp_path):
+    source = save(tmp_path / "source", num_experts_per_tok=2, num_local_experts=3)
+    fetch_model({"source": "path", "path": str(source)}, tmp_path / "model")
+    artifact = open_model(tmp_path / "model")
+    token_ids = torch.randint(3, 64, (N, T), generator=torch.Generator().manual_seed(1))
+    recipe = read_recipe({"attention": {"method": "wanda"}, "mlp": {"method": "wanda"}}, "r")
+    pattern = read_pattern({"rule": "unstructured", "sparsity": 0.5}, "p")
+    options = CollectParams.model_validate({**OPTIONS, "profile": "wanda"})
+    setup = Setup(propagation=sequential(artifact, recipe, pattern))
+    collect_statistics(artifact, windows(token_ids), options, tmp_path / "statistics", setup)
+    statistics = Statistics(tmp_path / "statistics")
+    factors, header = compute_factors(statistics, recipe), score_header(statistics.manifest, "r", recipe)
+    make_masks(artifact, factors, header, pattern, "p", tmp_path / "mask")
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, experts_implementation="eager").eval()
+    masks = MaskFile(tmp_path / "mask")
+    with torch.no_grad():
+        for name in masks.weights:
+            if name.startswith("model.layers.0."):
+                mask_weight_(model, name, torch.from_numpy(masks.keep(name)))
+    after = {}
+    model.model.layers[1].mlp.experts.register_forward_pre_hook(lambda _m, inputs: after.update(x=inputs))
+    with torch.no_grad():
+        model(token_ids, use_cache=False)
+    hidden, chosen, _ = after["x"]
+    for expert in range(3):
+        expected = hidden[(chosen == expert).any(dim=1)].double().square().sum(dim=0)
+        np.testing.assert_allclose(
+            statistics.layer_values(1, f"mlp_in.{expert}", "wanda_sum_sq"), expected, rtol=1e-4, err_msg=str(expert)
+        )
+
+
+def mask_weight_(model, name: str, keep: Tensor) -> None:
+    """Zero the removed weights of a tensor of the checkpoint in the model as transformers holds it."""
+    if ".experts." not in name:
+        model.get_parameter(name).mul_(keep)
+        return
+    expert, which = int(name.split(".experts.")[1].split(".")[0]), name.split(".")[-2]
+    experts = model.model.layers[0].mlp.experts
+    rows = {"w1": slice(0, 40), "w3": slice(40, 80)}
+    (experts.down_proj[expert] if which == "w2" else experts.gate_up_proj[expert, rows[which]]).mul_(keep)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_collects_of_experts_what_a_cpu_does(mixture, tmp_path, monkeypatch):
+    on_gpu = mixture.collect(tmp_path / "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = mixture.collect(tmp_path / "cpu", on=on_gpu.directory)
+    for path, values in arrays(on_cpu).items():
+        if path.endswith(("sum_abs", "sum_sq", "n_tokens", "class_count")):
+            np.testing.assert_allclose(arrays(on_gpu)[path], values, rtol=1e-3, atol=1e-3, err_msg=path)
 
 
 @pytest.mark.slow

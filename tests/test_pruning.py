@@ -188,7 +188,8 @@ def test_scores_that_cannot_be_compared_are_pools_of_their_own(tied, parts, spar
         naive_pool(mine, {mask.entry["name"]: tied.weight(mask.entry["name"]) for mask in mine}, share)
 
 
-def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
+@pytest.mark.parametrize(("group", "n_passes"), [("global", 3), ("row", 1)])  # a pool: two for the threshold
+def test_the_scores_of_one_module_are_in_memory_at_a_time(tied, monkeypatch, group, n_passes):
     made: list[weakref.ref] = []
 
     def counted(*arguments):
@@ -199,30 +200,18 @@ def test_a_pool_holds_the_scores_of_one_module_at_a_time(tied, monkeypatch):
         return scores
 
     monkeypatch.setattr("neuronrank.pruning.weight_scores", counted)
-    n_removed = sum(mask.n_removed for mask in tied.masks(**HALF, group="global"))
+    n_removed = sum(mask.n_removed for mask in tied.masks(**HALF, group=group))
     assert n_removed == sum(np.prod(module["shape"]) for module in tied.header["modules"]) // 2
-    assert len(made) == 3 * 14  # two passes for the threshold, one for the masks
+    assert len(made) == n_passes * 14
 
 
-def test_the_scores_of_two_modules_at_most_are_alive(tied, monkeypatch):
-    made: list[weakref.ref] = []
-
-    def counted(*arguments):
-        assert sum(one() is not None for one in made) <= 2  # one of them is about to be replaced
-        scores = weight_scores(*arguments)
-        made.append(weakref.ref(scores))
-        return scores
-
-    monkeypatch.setattr("neuronrank.pruning.weight_scores", counted)
-    assert len(tied.masks(**HALF, group="row")) == len(made) == 14
-
-
-def test_a_fault_comes_in_its_turn_although_scores_are_made_ahead(tied):
+def test_a_fault_comes_in_its_turn_although_weights_are_read_ahead(tied):
     names = [module["name"] for module in tied.header["modules"]]
-    model, factors = tied.model, {f"{names[1]}.row": vector(1)}
-    masks = iter_masks(model, factors, tied.header, read_pattern(HALF, "p"))
+    changed = {f"{names[1]}.weight": {**tied.model.tensors[f"{names[1]}.weight"], "sha256": "0" * 64}}
+    model = replace(tied.model, description={**tied.model.description, "tensors": {**tied.model.tensors, **changed}})
+    masks = iter_masks(model, {}, tied.header, read_pattern(HALF, "p"))
     assert next(masks).entry["name"] == names[0]
-    with pytest.raises(MismatchError, match="a factor has 1 channels"):
+    with pytest.raises(MismatchError, match=rf"{names[1]}\.weight: sha256 is .*, model\.json says 000000000000"):
         next(masks)
 
 

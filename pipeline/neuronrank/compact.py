@@ -76,10 +76,16 @@ def _kept_neurons(masks: MaskFile) -> dict[str, NDArray[np.intp]]:
         kept = np.flatnonzero(lines[:, 0])
         if not (lines == lines[:, :1]).all() or not np.array_equal(kept, neurons.setdefault(entry["block"], kept)):
             raise MismatchError(
-                f"{masks.path}: {entry['weight']} does not remove the same whole neurons as the rest of layer "
-                f"{entry['block']}. Make it again: dvc repro prune"
+                f"{masks.path}: {entry['weight']} does not remove the same whole neurons as the rest of "
+                f"{_called(entry['block'])}. Make it again: dvc repro prune"
             )
     return neurons
+
+
+def _called(block: str) -> str:
+    """Return how messages call the MLP of a layer or an expert."""
+    layer, _, expert = block.partition(".")
+    return f"layer {layer}, expert {expert}" if expert else f"layer {layer}"
 
 
 def _sizes(neurons: dict[str, NDArray[np.intp]], model: ModelArtifact, masks: MaskFile) -> tuple[int, int, str]:

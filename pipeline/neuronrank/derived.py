@@ -2,8 +2,9 @@
 
 Reading those themselves takes seconds, so that what exponents are swept over lies beside them. Whoever needs a value
 asks for the function that computes it, with its settings; `stored_as` says whether it is kept. It is computed of arrays
-as they are stored, so that reading and computing give the same bits. `df_count` is derived as well.
-Discriminants on principal components are not: they take longer than all others together, and few ask for them.
+as they are stored, so that reading and computing give the same bits; `quantiles` alone are rounded, and no method reads
+them. `df_count` is derived as well. Of an expert that saw no token all of them are 0.
+Discriminants on principal components are not kept: they take longer than all others together, and few ask for them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from neuronrank.document_frequency import DEFAULT_QUANTILE
 from neuronrank.sketch import MagnitudeSketch
-from neuronrank.statistics_schema import QUANTILES
+from neuronrank.statistics_schema import ARRAYS, QUANTILES
+from neuronrank.tap_names import expert
 from neuronrank.token_classes import ClassMoments, fewer_classes
 from neuronrank.topic_merging import TopicSums, merged_sums
 
@@ -57,7 +59,7 @@ OF_CLASSES = (
 def stored_as(compute: Callable[..., NDArray[Any]], settings: Mapping[str, Any]) -> str | None:
     """Return the array that holds what a function gives with these settings, None when it must be computed."""
     for derived in (*OF_SKETCH, *OF_TOPICS, *OF_CLASSES):
-        if derived.compute is compute and derived.settings == settings:
+        if derived.compute is compute and derived.settings == settings and ARRAYS[derived.array].kept_bits is None:
             return derived.array
     return None
 
@@ -72,21 +74,23 @@ def derived_arrays(stored: Arrays, class_count: NDArray[np.int64]) -> dict[tuple
     found: dict[tuple[str, str], NDArray[Any]] = {}
     for tap, name in stored:
         if name == "sketch_count":
-            found |= _computed(tap, OF_SKETCH, MagnitudeSketch(_not_empty(stored[tap, name]), stored[tap, "tf_sum"]))
+            count = _not_empty(stored[tap, name])
+            found |= _computed(tap, OF_SKETCH, MagnitudeSketch(count, stored[tap, "tf_sum"]))
         elif name == "topic_sum_abs":
             merges = stored["topics", "merges"]
-            count = _not_empty(stored.get((tap, "topic_count"), stored["topics", "count"]))
+            count = _not_empty(stored["topics", "count"] if expert(tap) is None else stored[tap, "topic_count"])
             topics = merged_sums(merges, count, stored[tap, name], min(TOPICS, len(count)), "sum_abs")
             found |= _computed(tap, OF_TOPICS, topics)
         elif name == "class_sum":
-            count = _not_empty(stored.get((tap, "class_count"), class_count))
+            count = _not_empty(class_count if expert(tap) is None else stored[tap, "class_count"])
             moments = ClassMoments.of_stored(count, stored[tap, name], stored[tap, "class_centred_sq"])
             found |= _computed(tap, OF_CLASSES, fewer_classes(moments, min(CLASSES, len(count) - 1)))
-    return found
+    empty = {tap for tap, name in stored if name == "n_tokens" and not stored[tap, name].any()}
+    return {key: np.zeros_like(values) if key[0] in empty else values for key, values in found.items()}
 
 
 def _not_empty(count: NDArray[Any]) -> NDArray[Any]:
-    """Return counts, (K,) or (C, K); those of an expert that saw no token as if it had seen one token of zeros."""
+    """Return counts, (K,) or (C, K); of an expert that saw no token such that nothing is divided by zero."""
     if count.any():
         return count
     one = count.copy()

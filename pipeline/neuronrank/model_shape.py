@@ -97,11 +97,11 @@ def read_config(path: Path) -> dict[str, Any]:
     path = path / "config.json" if path.is_dir() else path
     config = read_json(path, run="neuronrank size --help, and give the numbers themselves")
     architecture = config.get("model_type", "llama") if isinstance(config, dict) else "llama"
-    known = architecture in registry.names("models")
-    width = registry.load("models", architecture).LAYOUT.intermediate if known else None
+    layout = registry.load("models", architecture).LAYOUT if architecture in registry.names("models") else None
+    of_experts = layout is not None and layout.experts is not None
     names = {
         "hidden": "hidden_size",
-        "intermediate": width or "intermediate_size",
+        "intermediate": (layout and layout.intermediate) or "intermediate_size",
         "layers": "num_hidden_layers",
         "heads": "num_attention_heads",
         "vocab": "vocab_size",
@@ -115,5 +115,5 @@ def read_config(path: Path) -> dict[str, Any]:
         "head_dim": config.get("head_dim") or found["hidden"] // found["heads"],
         "tied": bool(config.get("tie_word_embeddings")),
         "architecture": architecture,
-        "experts": config.get("num_local_experts") or config.get("num_experts") or 0,
+        "experts": (config.get("num_local_experts") or config.get("num_experts") or 0) if of_experts else 0,
     }

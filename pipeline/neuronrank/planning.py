@@ -106,6 +106,8 @@ class _Planned(Statistics):
             return np.full(sizes, _TOKENS)
         if statistic == "merges":
             n_topics = self._sizes["topic"]
+            if n_topics < 2:
+                return np.zeros((0, 2), dtype=np.int64)
             return np.array([[0, 1], *([n_topics + step, step + 2] for step in range(n_topics - 2))])
         if statistic == "total_min":
             return np.full(sizes, self._lowest if base(tap) == "neuron" else 0.0)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuronrank.planned_arrays import PROJECTED, Shape, planned_arrays
-from neuronrank.profiles import PROFILES, ProfileName
+from neuronrank.profiles import INPUTS, PROFILES, ProfileName
 from neuronrank.sketch import N_BINS
 from neuronrank.tap_names import EXPERT_TAPS, base, n_experts
 
@@ -82,6 +82,7 @@ def predict(shape: Shape, profile_name: ProfileName, item_bytes: int, per_batch:
             + 4 * N_BINS * (2 * (tap in profile.sketched) + (tap in profile.signed))
             + 16 * (shape.classes + 1) * (tap in profile.classed)
             + 8 * shape.micro_topics * len(profile.topical.get(tap, ()))
+            + 12 * widths[tap] * (shape.gram and tap in INPUTS)
         )
         for tap in profile.taps
     )

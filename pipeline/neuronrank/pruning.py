@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import starmap, zip_longest
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
@@ -110,8 +111,8 @@ def iter_masks(
 ) -> Iterator[ModuleMask]:
     """Yield the mask of every selected module in the model's order, the output head last.
 
-    One module's mask, and its scores and the next one's, are in memory at a time; where modules compete with each
-    other, one module's scores.
+    One module's scores and mask are in memory at a time, also where modules compete with each other, and the weights
+    of the next.
 
     Args:
         model: whose weights are scored.
@@ -133,16 +134,18 @@ def iter_masks(
         )
     selected, head = selected_modules(header, pattern), pruned_head(model, header, pattern)
     work = _Work(model.checkpoint(), factors, header, pattern)
-    own = _own_masks(work, [entry for entry in selected if work.pool_key(entry) is None])
+    if pattern.rule.RANKS == "neurons":
+        yield from map(work.mask_of_neurons, selected)
+        return
     pools: dict[tuple[Any, ...], _Pool] = {}
-    for entry in selected:
+    for entry, weight in work.weights(selected):
         key = work.pool_key(entry)
         if key is None:
-            yield next(own)
+            yield ModuleMask(entry, work.checked(work.masked(entry), work.scores(entry, weight)))
             continue
         if key not in pools:
             pools[key] = _fill_pool(work, [other for other in selected if work.pool_key(other) == key])
-        yield _pooled_mask(work, entry, pools[key])
+        yield _pooled_mask(entry, work.scores(entry, weight), pools[key])
     for pool in pools.values():
         require_share(pool.what, pool.n_removed, pool.size, pool.sparsity, tolerance=1)
     if head is not None:
@@ -179,14 +182,23 @@ class _Work:
         sparsity = self.pattern.rule.sparsity(self.pattern.params, self.masked(entry))
         return (entry["layer"] if group == "layer" else None, canonical_json(self.part(entry)), sparsity)
 
-    def scores(self, entry: Entry) -> Scores:
-        """Return the scores of a module's weights, (O, I)."""
-        weight = view_of(self.checkpoint.tensor(entry["weight"]), entry)
-        return weight_scores(entry["name"], weight, self.factors, self.part(entry), self.group(entry))
+    def weights(self, entries: list[Entry]) -> Iterator[tuple[Entry, torch.Tensor]]:
+        """Yield every module with its weights, (O, I); a thread reads and checks the next ones meanwhile."""
+        with ThreadPoolExecutor(1) as thread:
+            reading = [thread.submit(self._weight, entry) for entry in entries[:1]]
+            for entry, following in zip_longest(entries, entries[1:]):
+                weight = reading.pop().result()
+                if following is not None:
+                    reading.append(thread.submit(self._weight, following))
+                yield entry, weight
 
-    def mask_of_weights(self, entry: Entry, scores: Scores) -> ModuleMask:
-        """Return the mask of a module that competes with no other, by the scores of its weights."""
-        return ModuleMask(entry, self.checked(self.masked(entry), scores))
+    def _weight(self, entry: Entry) -> torch.Tensor:
+        weight: torch.Tensor = view_of(self.checkpoint.tensor(entry["weight"]), entry)
+        return weight
+
+    def scores(self, entry: Entry, weight: torch.Tensor) -> Scores:
+        """Return the scores of a module's weights, (O, I)."""
+        return weight_scores(entry["name"], weight, self.factors, self.part(entry), self.group(entry))
 
     def mask_of_neurons(self, entry: Entry) -> ModuleMask:
         """Return the mask of a module by the scores of its neurons."""
@@ -207,20 +219,6 @@ class _Work:
         return keep
 
 
-def _own_masks(work: _Work, entries: list[Entry]) -> Iterator[ModuleMask]:
-    """Yield the masks of modules that compete with no other; a thread reads and scores the next weights meanwhile."""
-    if work.pattern.rule.RANKS == "neurons":
-        yield from map(work.mask_of_neurons, entries)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        scored = [thread.submit(work.scores, entry) for entry in entries[:1]]
-        for entry, following in zip_longest(entries, entries[1:]):
-            scores = scored.pop().result()
-            if following is not None:
-                scored.append(thread.submit(work.scores, following))
-            yield work.mask_of_weights(entry, scores)
-
-
 @dataclass
 class _Pool:
     """Modules whose weights compete with each other, and what was removed of them so far."""
@@ -235,12 +233,12 @@ class _Pool:
 def _fill_pool(work: _Work, members: list[Entry]) -> _Pool:
     size = sum(entry["shape"][0] * entry["shape"][1] for entry in members)
     sparsity = work.pattern.rule.sparsity(work.pattern.params, work.masked(members[0]))
-    cut = find_cut(lambda: map(work.scores, members), n_removed(sparsity, size))
+    cut = find_cut(lambda: starmap(work.scores, work.weights(members)), n_removed(sparsity, size))
     return _Pool(f"{members[0]['name']} to {members[-1]['name']}", size, sparsity, cut)
 
 
-def _pooled_mask(work: _Work, entry: Entry, pool: _Pool) -> ModuleMask:
-    removed = pool.cut.remove(work.scores(entry))
+def _pooled_mask(entry: Entry, scores: Scores, pool: _Pool) -> ModuleMask:
+    removed = pool.cut.remove(scores)
     pool.n_removed += int(np.count_nonzero(removed))
     return ModuleMask(entry, ~removed)
 

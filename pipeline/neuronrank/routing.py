@@ -8,6 +8,8 @@ from neuronrank.statistics_store import Statistics
 
 _SHORT = 0.1
 """Of an even share: an expert with fewer tokens is reported."""
+_NAMED = 20
+"""So many are named in the log; `neuronrank inspect` names all."""
 
 
 def describe_routing(statistics: Statistics) -> dict[str, Any] | None:
@@ -20,7 +22,10 @@ def describe_routing(statistics: Statistics) -> dict[str, Any] | None:
         "per_layer": tokens.shape[1],
         "fewest_tokens": {"layer": layer, "expert": expert, "tokens": int(tokens.min())},
         "without_tokens": int(np.count_nonzero(tokens == 0)),
-        "below_a_tenth_of_an_even_share": int(np.count_nonzero(tokens < _SHORT * tokens.mean(axis=1, keepdims=True))),
+        "below_a_tenth_of_an_even_share": [
+            f"{layer}.{expert}: {tokens[layer, expert]}"
+            for layer, expert in np.argwhere(tokens < _SHORT * tokens.mean(axis=1, keepdims=True)).tolist()
+        ],
     }
 
 
@@ -29,10 +34,11 @@ def routing_lines(statistics: Statistics) -> list[str]:
     found = describe_routing(statistics)
     if found is None:
         return []
-    fewest = found["fewest_tokens"]
+    fewest, short = found["fewest_tokens"], found["below_a_tenth_of_an_even_share"]
+    named = f" (layer.expert: tokens): {', '.join(short[:_NAMED])}{', …' if len(short) > _NAMED else ''}"
     lines = [
         f"experts: expert {fewest['expert']} of layer {fewest['layer']} saw the fewest tokens, {fewest['tokens']}; "
-        f"{found['below_a_tenth_of_an_even_share']} have less than a tenth of an even share"
+        f"{len(short)} have less than a tenth of an even share{named if short else ''}"
     ]
     if found["without_tokens"]:
         lines.append(

@@ -1,4 +1,4 @@
-"""The scores of a module's weights, compiled for the CPU: one read of the weights, and what is unsound counted with it.
+"""The scores of a module's weights, compiled for the CPU: one pass over the rows, and what is unsound counted with it.
 
 A loop over a row of its own becomes vector instructions; see `kernels.py`. It lets go of the interpreter's lock.
 """

@@ -64,7 +64,7 @@ def factor_steps(statistics: Statistics, recipe: Recipe) -> Iterator[Callable[[]
     """
     first = gates(statistics)
     for layer, modules in groupby(statistics.modules, key=lambda module: module.layer):
-        shared = _Layer(statistics)
+        shared = _Layer(statistics, first)
         for module in modules:
             yield partial(_module_factors, shared, module, recipe[module.part])
         for gate in first.values():
@@ -75,8 +75,8 @@ def factor_steps(statistics: Statistics, recipe: Recipe) -> Iterator[Callable[[]
 class _Layer:
     """What the modules of one layer read: each tap is opened once, each factor computed once."""
 
-    def __init__(self, statistics: Statistics) -> None:
-        self.statistics = statistics
+    def __init__(self, statistics: Statistics, gates_of: dict[str, Module]) -> None:
+        self.statistics, self.gates = statistics, gates_of
         self._taps: dict[tuple[str, int | None], TapStatistics] = {}
 
     def tap(self, layer: int, tap: str, params: MethodParams) -> TapStatistics:
@@ -108,7 +108,7 @@ def _module_factors(shared: _Layer, module: Module, part: RecipePart) -> Factors
         with np.errstate(all="ignore"):  # what is not finite is refused below, by name
             vector = opened.remembered(getattr(part.method, function), part.params)
         if element.weight != "element":
-            vector = vector * _weight_norm(shared.statistics, module, element) ** element.weight_exp
+            vector = vector * _weight_norm(shared, module, element) ** element.weight_exp
         kind = "term" if suffix else "factor"
         _require_ranking(vector, f"{module.name}: the {part.params.method} {kind} of {opened.where}", bool(suffix))
         if vector.shape != (width,):
@@ -153,13 +153,13 @@ def _placement(module: Module, element: Element) -> tuple[str, str]:
     return module.neuron_tap, module.neuron_axis
 
 
-def _weight_norm(statistics: Statistics, module: Module, element: Element) -> Vector:
+def _weight_norm(shared: _Layer, module: Module, element: Element) -> Vector:
     """Return the L2 norm of the weights that stand for each neuron of a module."""
     if element.weight == "row_norm":
-        return _l2_norm(statistics, module, module.neuron_axis)
+        return _l2_norm(shared.statistics, module, module.neuron_axis)
     if module.part != "mlp":
         raise ParamsError(f"{module.name}: magnitude neuron_norm is the norm of a gate row; attention has none")
-    return _l2_norm(statistics, gates(statistics)[module.block], "row")
+    return _l2_norm(shared.statistics, shared.gates[module.block], "row")
 
 
 def _l2_norm(statistics: Statistics, module: Module, axis: str) -> Vector:

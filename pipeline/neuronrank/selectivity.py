@@ -4,7 +4,7 @@ A threshold that is a quantile of each channel's own values would be exceeded eq
 inverse frequency could not change any mask. So a threshold is one of (METHODS section 3.3)
 
 - `pooled`: the q_active quantile over all channels and tokens (or documents, or topics) of the tap;
-- `relative`: kappa times the channel's own mean |a|;
+- `relative`: kappa times the channel's own mean |a|, over documents or topics the mean of their means;
 - `sign`: a > 0.
 
 Over tokens, thresholds are rounded to the nearest edge of the sketch's grid, at most 2 % away; the counts are exact.
@@ -143,7 +143,7 @@ def channel_factor(tap: TapStatistics, params: SelectivityParams) -> Vector:
     Raises:
         DegenerateError: every channel is active on the same number of tokens, so that IDF ranks nothing.
     """
-    factor = np.sqrt(tap.total("sum_sq"))
+    factor = tap.l2_norm()
     if params.idf_exp != 0:
         active = active_tokens(tap, params.threshold, params.q_active, params.kappa)
         require_varying(active, tap.where, f"{tap.n} tokens")

@@ -47,7 +47,7 @@ def measure(directory: Path) -> Measured:
         tap, _, name = path.partition("/")
         if name in ("sketch_count", "sketch_negative_count"):
             counts = statistics.layer_values(statistics.manifest["n_layers"] // 2, tap, name)
-            occupied[path] = float(np.count_nonzero(counts) / len(counts))
+            occupied[path] = float(np.count_nonzero(counts) / math.prod(counts.shape[:-1]))
     calibration = statistics.manifest["calibration"]
     around = total_bytes(directory) - sum(array.stored_bytes for array in arrays.values())
     n_tokens = calibration["n_windows"] * calibration["window_tokens"]

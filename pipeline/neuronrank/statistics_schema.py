@@ -67,25 +67,25 @@ ARRAYS: Mapping[str, Spec] = {
     "top_tenth_mean": _derived(
         "activation", "mean of the largest tenth of |a| over all calibration tokens, within 1.3 %"
     ),
-    "n_above_pooled": _derived("token", "tokens with |a| above the 0.6 quantile pooled over the tap"),
-    "n_above_mean": _derived("token", "tokens with |a| above the channel's own mean of |a|"),
+    "n_above_pooled": _derived("token", "tokens with |a| above the edge nearest to the 0.6 quantile of the tap"),
+    "n_above_mean": _derived("token", "tokens with |a| above the edge nearest to the channel's own mean of |a|"),
     "class_sum": Spec(("class", "channel"), "activation", "a over the tokens of each class", kept_bits=11),
     "class_centred_sq": Spec(
         ("class", "channel"), "activation^2", "(a - mean of the class)^2 over the tokens of each class", kept_bits=8
     ),
-    "class_between": _derived("activation^2", "variance between 512 classes: sum_k p_k (m_k - mu)^2"),
-    "class_within": _derived("activation^2", "variance within 512 classes: sum_k p_k v_k"),
-    "class_mean_variance": _derived("activation^2", "unweighted variance of 512 class means"),
-    "class_qda": _derived("1", "quadratic discriminant of 512 classes: sum_k p_k (m_k - mu)^2 / (v_k + 1e-10)"),
+    "class_between": _derived("activation^2", "variance between classes, 512 at most: sum_k p_k (m_k - mu)^2"),
+    "class_within": _derived("activation^2", "variance within classes, 512 at most: sum_k p_k v_k"),
+    "class_mean_variance": _derived("activation^2", "unweighted variance of class means, of 512 classes at most"),
+    "class_qda": _derived("1", "quadratic discriminant of 512 classes at most: sum_k p_k (m_k - mu)^2 / (v_k + 1e-10)"),
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=9),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=9),
     "topic_max_abs": Spec(("topic", "channel"), "activation", "the largest |a| in each micro-topic", kept_bits=9),
     "n_tokens": Spec(("document",), "token", "tokens of each document that are routed to the expert", stacked=True),
     "class_count": Spec(("class",), "token", "tokens of each class that are routed to the expert", stacked=True),
     "topic_count": Spec(("topic",), "token", "tokens of each micro-topic that are routed to the expert", stacked=True),
-    "topic_tf": _derived("activation", "mean over 64 topics, merged of the micro-topics, of their means of |a|"),
+    "topic_tf": _derived("activation", "mean over merged topics, 64 at most, of their means of |a|"),
     "topic_df_count": _derived(
-        "topic", "of 64 topics, those whose mean |a| reaches the 0.6 quantile pooled over the tap"
+        "topic", "of 64 topics at most, those whose mean |a| reaches the 0.6 quantile pooled over the tap"
     ),
     "gram": Spec(("channel", "channel"), "activation^2", "X^T X over all calibration tokens"),
     "labels": Spec(("document", "token"), "micro-topic", "the micro-topic of each token"),

@@ -12,6 +12,7 @@ and for scoring at them: `derived.py`.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,13 @@ class Statistics:
 
     def taps_of(self, group: str) -> list[str]:
         """Return the taps whose arrays lie in a group: itself, or one for every expert."""
-        inside = n_experts(module.input_tap for module in self.modules) if group in EXPERT_TAPS else None
-        return [group] if inside is None else [of_expert(group, number) for number in range(inside)]
+        if group not in EXPERT_TAPS or self._n_experts is None:
+            return [group]
+        return [of_expert(group, number) for number in range(self._n_experts)]
+
+    @cached_property
+    def _n_experts(self) -> int | None:
+        return n_experts(module.input_tap for module in self.modules)
 
     def class_count(self) -> NDArray[np.int64]:
         """Return (M + 1,) tokens of each class and of all others.

@@ -102,6 +102,19 @@ class TapStatistics:
             return np.asarray(self._read(TOTALS[statistic]))
         return np.asarray(self.documents(statistic).sum(axis=0, dtype=np.float64))
 
+    def l2_norm(self) -> NDArray[np.float64]:
+        """Return (C,) ||a||_2 over all tokens, activation.
+
+        Of an expert's tap that of as many tokens as the calibration has, each like those that were routed to it: where
+        weights of several modules compete, how many those were must not decide.
+
+        Raises:
+            ArtifactError: the artifact does not hold the sums of squares.
+        """
+        norm = np.sqrt(self.total("sum_sq"))
+        n_all = self.n_windows * self.window_tokens
+        return norm if self._routed is None else np.asarray(norm * np.sqrt(n_all / self.n))
+
     def document_frequency(self, quantile: float) -> NDArray[np.int64]:
         """Return (C,) counts of documents whose mean |a| reaches the quantile pooled over the tap.
 

@@ -15,7 +15,7 @@ from neuronrank.compiled import compiled
 _LARGEST = 0x7F7FFFFF
 """Bits of the largest finite float32."""
 _STEP = 1 << 20
-"""First distance from the row before's: an eighth of the number, or a little more."""
+"""First distance from the row before's: an eighth of the number, or less."""
 
 
 @compiled

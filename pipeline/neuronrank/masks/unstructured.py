@@ -4,7 +4,8 @@ A pool (group `layer` or `global`) holds weights whose scores can be compared: o
 by the same method with the same parameters and have the same requested sparsity. In a hybrid, attention and MLP are
 scored in different units and are therefore two pools, each with its exact count. The output head, scored by |W|,
 never joins a pool; it is a group of its own. `global` compares layers with each other, which only means something
-where the scores of different layers are in the same unit (sums over the same tokens are).
+where the scores of different layers are in the same unit (sums over the same tokens are, and norms inside an expert
+are scaled to as many).
 
 Source: METHODS section 4. Row groups are Wanda's comparison per output (Sun et al. 2023, arXiv:2306.11695).
 Differs: nothing. Among equal scores the first module of the model, and in it the lowest flat index, is removed first,

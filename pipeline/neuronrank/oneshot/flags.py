@@ -45,6 +45,7 @@ _SAID_AS: dict[str, Any] = {
     r"Raise collect\.topics\.micro_topics and": "Leave --statistics out.",
     r"Leave nsamples out, or set prepare\.calibration_windows: \d+": "Leave --statistics out, or give --nsamples of "
     "the artifact",
+    r"; or score only attention \(mlp: \{method: none\}\)": ", or give --nr-skip-mlp",
     r"^model\.path: ": "--model ",
     r"eval\.zero_shot\.tasks": "--eval-zero-shot",
     r"leave the tasks empty": "leave --eval-zero-shot out",

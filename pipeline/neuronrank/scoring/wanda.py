@@ -32,4 +32,4 @@ def element(part: str, params: Params) -> Element:
 
 def channel_factor(tap: TapStatistics, params: Params) -> NDArray[np.float64]:
     """Return ||x_j||_2^activation_exp per input channel, (I,), activation^activation_exp."""
-    return np.asarray(np.sqrt(tap.total("sum_sq")) ** params.activation_exp)
+    return np.asarray(tap.l2_norm() ** params.activation_exp)

@@ -39,7 +39,7 @@ class Accumulator:
         """Add some channels of whole documents."""
         topics = tapped.of_tokens(self._topic_of_token)
         if tap in self._count and channels[0] == 0:  # once, whichever threads divide the channels
-            self._count[tap] += torch.bincount(topics, minlength=self._n_topics)
+            self._count[tap] += torch.bincount(topics, minlength=self._n_topics).cpu()
         for statistic in self._kept[base(tap)]:
             compiled = statistic == "sum_abs" and tapped.on_cpu
             (add_compiled if compiled else add_plain)(
