@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import os
 import resource
 import sys
 import time
@@ -14,7 +15,7 @@ import click
 import psutil
 from tqdm import tqdm
 
-from neuronrank.errors import NeuronrankError
+from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.files import write_json
 
 InFile = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -24,6 +25,7 @@ OutPath = click.Path(path_type=Path)
 log = logging.getLogger("neuronrank")
 Item = TypeVar("Item")
 Metrics = dict[str, Any]
+_DISTRIBUTED = ("collect", "eval")
 
 
 def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]], click.Command]:
@@ -41,6 +43,10 @@ def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]]
             logging.getLogger("httpx").setLevel(logging.WARNING)
             begin = time.perf_counter()
             try:
+                if name not in _DISTRIBUTED and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                    raise ParamsError(
+                        f"{name} runs in one process; only {' and '.join(_DISTRIBUTED)} run under torchrun"
+                    )
                 measured = work(**options)
                 if measured:  # else another process writes them
                     write_json(metrics, {**measured, **_costs(begin)})

@@ -15,7 +15,7 @@ from neuronrank.checkpoint import open_model
 from neuronrank.cli import main
 from neuronrank.collecting import Setup, collect_statistics
 from neuronrank.collection import CollectParams
-from neuronrank.errors import MismatchError, ParamsError
+from neuronrank.errors import MismatchError, ParamsError, SourceError, StorageError
 from neuronrank.fetching import fetch_model
 from neuronrank.losses import read_losses
 from neuronrank.merging import merge_arrays
@@ -213,6 +213,35 @@ def test_what_does_not_fit_together_is_refused(model, first_half, tmp_path):
     with pytest.raises(MismatchError, match="cannot be merged with what is collected here: classes 6 there, 5 here"):
         fitted_on(first_half, model, options(classes=5))
     assert not (tmp_path / "merged").exists()
+
+
+def test_nothing_that_is_there_is_merged_or_collected_over(model, first_half, tmp_path):
+    second = collected(model, tmp_path / "second", 4, 7, on=first_half).directory
+    for out in (second, tmp_path):
+        with pytest.raises(SourceError, match="already exists; choose another place"):
+            merge_artifacts([first_half, second], out)
+    assert Statistics(second).n_documents == 3
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("precious")
+    with pytest.raises(StorageError, match=r"mine: exists and is no statistics artifact\. Choose another place"):
+        collected(model, tmp_path / "mine")
+    assert (tmp_path / "mine/file").read_text() == "precious"
+
+
+def test_dense_and_layer_by_layer_statistics_are_not_merged(model, first_half, tmp_path):
+    recipe = read_recipe({"attention": {"method": "wanda"}, "mlp": {"method": "wanda"}}, "r")
+    propagation = sequential(model, recipe, read_pattern({"rule": "unstructured", "sparsity": 0.5}, "p"))
+    collect_statistics(model, windows(4, 7), options(), tmp_path / "other", Setup(propagation=propagation))
+    for parts in ([first_half, tmp_path / "other"], [tmp_path / "other", first_half]):
+        with pytest.raises(MismatchError, match=r"propagation.* differ\. Only dense statistics of one model can be"):
+            merge_artifacts(parts, tmp_path / "merged")
+
+
+def test_stages_that_do_not_divide_are_refused_under_torchrun(project, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = project.score("wanda")
+    assert done.exit_code == 1
+    assert "score runs in one process; only collect and eval run under torchrun" in done.output
 
 
 def test_the_command_merges(model, first_half, tmp_path):

@@ -96,7 +96,8 @@ def collect_statistics(
     manifest["collect"] |= setup.propagation.described if setup.propagation else {"propagation": "dense"}
     manifest["collect"] |= {"fitted_on": setup.fitted_on.sha256 if setup.fitted_on else None}
     ranks = setup.ranks
-    log.info("%s", _needs(streamed, shares[ranks.rank], windows, options))
+    each = f", each of {ranks.size} processes" if ranks.size > 1 else ""
+    log.info("%s%s", _needs(streamed, shares[ranks.rank], windows, options), each)
 
     def layers(work: Path, writer: StatisticsWriter | None) -> Layers:
         prune = partial(setup.propagation.prune, manifest, writer, classes) if setup.propagation and writer else None

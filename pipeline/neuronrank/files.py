@@ -8,6 +8,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -21,6 +22,7 @@ import safetensors.numpy
 
 from neuronrank.errors import ArtifactError, NeuronrankError, StorageError
 
+log = logging.getLogger("neuronrank")
 HEADER_KEY = "neuronrank"
 """The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
 
@@ -113,13 +115,16 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
         The directory. It holds `artifact/`, and whatever the run needs to go on besides.
 
     Raises:
-        StorageError: the disk refused a write.
+        StorageError: the disk refused a write; or `path` holds something else than an artifact.
     """
+    if path.exists() and not (path / "manifest.json").exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise StorageError(f"{path}: exists and is no statistics artifact. Choose another place, or delete it first")
     work = path.with_name(f".{path.name}.{sha256_text(key + boot_id())[:16]}.partial")
     artifact = work / "artifact"
     with explain_write_errors(path, work):
         for other in path.parent.glob(f".{path.name}.*partial"):
             if other != work or not artifact.exists():  # without it the run had ended, but for cleaning up
+                log.info("%s: deleted; an interrupted run of other input, code or processes left it", other)
                 _remove(other)
         for half_written in artifact.rglob("*.partial"):
             _remove(half_written)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, Fitted
-from neuronrank.errors import MismatchError
+from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
 from neuronrank.merging import Arrays, merge_arrays
 from neuronrank.statistics_schema import ARRAYS, TOTALS
@@ -74,10 +74,13 @@ def merge_artifacts(parts: Sequence[Path], out: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: a part is missing, corrupt or of another schema.
+        SourceError: `out` exists.
         MismatchError: parts of different models, settings, classes or topics; a window that two parts share; or a
             profile whose arrays do not merge.
         StorageError: the disk refused a write.
     """
+    if out.exists():
+        raise SourceError(f"{out}: already exists; choose another place or delete it first")
     opened = [Statistics(part) for part in parts]
     token_ids = [one.token_ids() for one in opened]
     _require_mergeable(opened, token_ids)
@@ -106,11 +109,15 @@ def _require_mergeable(parts: Sequence[Statistics], token_ids: Sequence[NDArray[
                 f"reach a threshold of its own, which does not add. Collect with profile standard, full or wanda"
             )
     for part, ids in zip(parts[1:], token_ids[1:], strict=True):
-        differing = [name for name, value in _comparable(part).items() if value != _comparable(first)[name]]
+        ours, theirs = _comparable(first), _comparable(part)
+        differing = [name for name in ours | theirs if ours.get(name) != theirs.get(name)]
         if differing:
+            sequential = "propagation" in ours | theirs
+            cure = f"Collect with the same collect section and --fitted-on {first.directory}"
+            if sequential or {"model", "modules"} & set(differing):
+                cure = "Only dense statistics of one model can be"
             raise MismatchError(
-                f"{part.directory}: cannot be merged with {first.directory}: {', '.join(differing)} differ. Collect "
-                f"with the same collect section and --fitted-on {first.directory}"
+                f"{part.directory}: cannot be merged with {first.directory}: {', '.join(differing)} differ. {cure}"
             )
         for n, row in enumerate(ids):
             if row.tobytes() in seen:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank import registry
-from neuronrank.errors import SourceError
+from neuronrank.errors import SourceError, UnknownName
 from neuronrank.files import read_json
 from neuronrank.planned_arrays import Shape
 
@@ -92,16 +92,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: missing, or not JSON.
-        SourceError: it lacks a number.
+        SourceError: it lacks a number, or not all layers of a mixture have experts.
+        UnknownName: no layout for its architecture.
     """
     path = path / "config.json" if path.is_dir() else path
     config = read_json(path, run="neuronrank size --help, and give the numbers themselves")
     architecture = config.get("model_type", "llama") if isinstance(config, dict) else "llama"
-    layout = registry.load("models", architecture).LAYOUT if architecture in registry.names("models") else None
-    of_experts = layout is not None and layout.experts is not None
+    if architecture not in registry.names("models"):
+        known = ", ".join(registry.names("models"))
+        raise UnknownName(f"{path}: architecture {architecture!r} is not supported; supported: {known}")
+    layout = registry.load("models", architecture).LAYOUT
+    of_experts = layout.experts is not None
+    if of_experts and (config.get("decoder_sparse_step", 1) != 1 or config.get("mlp_only_layers")):
+        raise SourceError(f"{path}: has layers without experts (decoder_sparse_step, mlp_only_layers): not supported")
     names = {
         "hidden": "hidden_size",
-        "intermediate": (layout and layout.intermediate) or "intermediate_size",
+        "intermediate": layout.intermediate or "intermediate_size",
         "layers": "num_hidden_layers",
         "heads": "num_attention_heads",
         "vocab": "vocab_size",

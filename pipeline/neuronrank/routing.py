@@ -41,7 +41,5 @@ def routing_lines(statistics: Statistics) -> list[str]:
         f"{len(short)} have less than a tenth of an even share{named if short else ''}"
     ]
     if found["without_tokens"]:
-        lines.append(
-            f"experts: {found['without_tokens']} saw no token and cannot be scored. Raise prepare.calibration_windows"
-        )
+        lines.append(f"experts: {found['without_tokens']} saw no token and cannot be scored. Use more text")
     return lines

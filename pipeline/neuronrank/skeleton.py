@@ -90,10 +90,12 @@ class Skeleton:
         """Refuse a layer with other linear modules than its layout names: they would be left out without a word."""
         found = {path for path, module in layer.named_modules() if isinstance(module, _LINEAR)}
         known = {role.path for role in self.layout.linears if not role.in_expert}
+        in_experts = [role.path for role in self.layout.linears if role.in_expert]
         if found - known:
             raise UnknownName(
                 f"architecture {self.model.config.model_type!r}: with this configuration a layer has linear modules "
-                f"{sorted(found - known)}, which its layout does not know. Known: {', '.join(sorted(known))}"
+                f"{sorted(found - known)}, which its layout does not know. Known: "
+                f"{', '.join([*sorted(known), *in_experts])}. See docs/ARCHITECTURES.md"
             )
         if known - found:
             raise MismatchError(f"{type(layer).__name__}: has no linear modules {sorted(known - found)} of its layout")

@@ -26,7 +26,9 @@ def materialise(params: Params, out: Path) -> Weights:
     path = Path(params.path)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise SourceError(f"model.path: {path} has no config.json; expected a Hugging Face directory")
+            points = " (what fetch left there points to one: its model.json names it)"
+            hint = points if (path / "model.json").exists() else ""
+            raise SourceError(f"model.path: {path} has no config.json; expected a Hugging Face directory{hint}")
         return Weights(path, {"path": params.path})
     if path.is_file():
         convert_gguf(path, out, params.dtype)
