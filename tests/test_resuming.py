@@ -152,7 +152,7 @@ def test_one_of_two_processes_is_killed_and_both_go_on(model, tmp_path, victim):
         run.communicate(timeout=200)
     assert run.returncode == 0
     out, process = tmp_path / "killed/statistics", {}
-    with start_two(model, out, 0.3) as run:
+    with start_two(model, out, 1.5) as run:
         assert run.stdout is not None
         for line in run.stdout:
             words = line.split()
