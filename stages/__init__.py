@@ -5,5 +5,3 @@ import sys
 
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
-# Threads that spin while they wait take the cores from the compiled loops between two torch calls.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

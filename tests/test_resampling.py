@@ -352,9 +352,9 @@ def test_the_variance_of_few_like_tokens_survives_the_rounding(collected):
         )
     tokens = torch.tensor([[0, 0, 1, 1, 1]])
     values = torch.tensor([[[1000.0], [1000.5], [3.0], [5.0], [10.0]]])
-    with Accumulation(Context(1, PROFILES["full"], tokens, 1, tokens, 0, gram=False)) as accumulation:
-        accumulation.add("neuron", Tapped.of(values, slice(0, 1), 5))
-        found = accumulation.result()
+    accumulation = Accumulation(Context(1, PROFILES["full"], tokens, 1, tokens, 0, gram=False))
+    accumulation.add("neuron", Tapped.of(values, slice(0, 1), 5))
+    found = accumulation.result()
     assert found["neuron", "class_sum"].tolist() == [[2000.5], [18.0]]
     assert found["neuron", "class_centred_sq"].tolist() == [[0.125], [26.0]]  # 9 + 1 + 16
 

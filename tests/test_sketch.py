@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neuronrank import team
 from neuronrank.accumulation import Accumulation
 from neuronrank.profiles import PROFILES
 from neuronrank.sketch import EDGES, HIGHEST_OCTAVE, LOWEST_OCTAVE, N_BINS, MagnitudeSketch, nearest_edge
-from neuronrank.statistics import Context, Tapped, class_moments, document_sums, magnitude_sketch, topic_sums
+from neuronrank.statistics import Context, Labels, Tapped, class_moments, document_sums, magnitude_sketch, topic_sums
 from tests import naive_methods
 
 LOWEST, HIGHEST = 2.0**LOWEST_OCTAVE, 2.0**HIGHEST_OCTAVE
@@ -26,10 +27,10 @@ def bin_of(value: float) -> int:
 def accumulate(x: np.ndarray, profile: str = "full", tap: str = "neuron", chunks: int = 1) -> dict:
     """Send (T, C) through the accumulator, in so many updates, and return its arrays of one tap."""
     tokens = torch.zeros(1, len(x), dtype=torch.long)
-    with Accumulation(Context(1, PROFILES[profile], tokens, 0, tokens, 0, gram=False)) as accumulation:
-        for part in np.array_split(x.astype(np.float32), chunks):
-            accumulation.add(tap, Tapped.of(torch.from_numpy(part.copy()), slice(0, 1), len(part)))
-        return {name: values.numpy() for (_, name), values in accumulation.result().items()}
+    accumulation = Accumulation(Context(1, PROFILES[profile], tokens, 0, tokens, 0, gram=False))
+    for part in np.array_split(x.astype(np.float32), chunks):
+        accumulation.add(tap, Tapped.of(torch.from_numpy(part.copy()), slice(0, 1), len(part)))
+    return {name: values.numpy() for (_, name), values in accumulation.result().items()}
 
 
 def sketch_of(x: np.ndarray) -> MagnitudeSketch:
@@ -279,13 +280,14 @@ FLOATS = [torch.float32, torch.bfloat16]
 def test_the_compiled_group_sums_are_the_plain_ones(shape, dtype):
     x = awkward(*shape).clamp(-1e3, 1e3).to(dtype)
     group = torch.from_numpy(np.random.default_rng(1).integers(0, 4, shape[0]))  # group 4 stays empty
+    labels = Labels(group[None])
     moments = [[torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)] for _ in range(2)]
     magnitudes = [torch.full((5, shape[1]), 0.5, dtype=torch.float64) for _ in range(2)]
     for strip in strips(shape[1]):
-        class_moments.add_compiled(tapped(x), strip, group, *moments[0])
-        topic_sums.add_compiled("sum_abs", tapped(x), strip, group, magnitudes[0])
-    class_moments.add_plain(tapped(x), (0, shape[1]), group, *moments[1])
-    topic_sums.add_plain("sum_abs", tapped(x), (0, shape[1]), group, magnitudes[1])
+        class_moments.add_compiled(tapped(x), strip, labels, *moments[0])
+        topic_sums.add_compiled("sum_abs", tapped(x), strip, labels, magnitudes[0])
+    class_moments.add_plain(tapped(x), (0, shape[1]), labels, *moments[1])
+    topic_sums.add_plain("sum_abs", tapped(x), (0, shape[1]), labels, magnitudes[1])
     rows = [x.double().numpy()[group.numpy() == g] for g in range(5)]
     for found, define in (
         (moments[0][0], lambda r: r),
@@ -305,7 +307,7 @@ def test_squared_deviations_of_alike_tokens_survive_the_float32_loop():
     rng = np.random.default_rng(4)
     x = torch.from_numpy((100 + 0.01 * rng.standard_normal((200, 3))).astype(np.float32))
     sums, sums_sq = (torch.zeros(1, 3, dtype=torch.float64) for _ in range(2))
-    class_moments.add_compiled(tapped(x), (0, 3), torch.zeros(200, dtype=torch.long), sums, sums_sq)
+    class_moments.add_compiled(tapped(x), (0, 3), Labels(torch.zeros(1, 200, dtype=torch.long)), sums, sums_sq)
     variance = (sums_sq / 200 - (sums / 200) ** 2).numpy()[0]
     np.testing.assert_allclose(variance, x.double().numpy().var(axis=0), rtol=1e-4)
 
@@ -360,17 +362,20 @@ def test_a_transposed_tensor_is_counted_like_its_copy():
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("n_threads", [1, 3, 7])
-def test_threads_do_not_change_a_bit(n_threads):
+@pytest.mark.parametrize("n_threads", [2, 3, 7])
+@pytest.mark.parametrize("openmp", [True, False])
+def test_threads_do_not_change_a_bit(n_threads, openmp, monkeypatch):
+    if not openmp:
+        monkeypatch.setattr(team, "_gnu_openmp", lambda: None)
     x = awkward(90, 700).clamp(-1e3, 1e3).reshape(3, 30, 700).bfloat16()
     groups = torch.from_numpy(np.random.default_rng(2).integers(0, 4, (3, 30)))
 
     def found(threads: int) -> dict:
-        with Accumulation(Context(3, PROFILES["full"], groups, 4, groups, 4, gram=True)) as accumulation:
-            accumulation._n_threads = threads
-            accumulation.add("neuron", Tapped.of(x[:2], slice(0, 2), 30))
-            accumulation.add("neuron", Tapped.of(x[2:], slice(2, 3), 30))
-            return accumulation.result()
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        accumulation = Accumulation(Context(3, PROFILES["full"], groups, 4, groups, 4, gram=True))
+        accumulation.add("neuron", Tapped.of(x[:2], slice(0, 2), 30))
+        accumulation.add("neuron", Tapped.of(x[2:], slice(2, 3), 30))
+        return accumulation.result()
 
     alone, together = found(1), found(n_threads)
     assert alone.keys() == together.keys()

@@ -10,8 +10,6 @@ from click.core import ParameterSource
 from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
 
-# Threads that spin while they wait take the cores from the compiled loops between two torch calls.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
 

@@ -178,16 +178,16 @@ def _count(
 ) -> Arrays:
     """Run all documents through one layer, keep what leaves it, and return what its accumulators found."""
     sections, n_tokens = model.skeleton.sections(index), context.class_of_token.shape[1]
-    with Accumulation(context) as accumulation:
-        for batch in batches:
+    accumulation = Accumulation(context)
+    for batch in batches:
 
-            def on_tap(tap: str, values: Tensor, tokens: Tensor | None, rows: slice = batch.rows) -> None:
-                accumulation.add(tap, Tapped.of(values, rows, n_tokens, tokens))
+        def on_tap(tap: str, values: Tensor, tokens: Tensor | None, rows: slice = batch.rows) -> None:
+            accumulation.add(tap, Tapped.of(values, rows, n_tokens, tokens))
 
-            with tapped(layer, model.layout, sections, on_tap):
-                output = model.run(layer, index, batch, hidden)
-            hidden.leaving(index)[batch.rows] = output.cpu()
-        found = accumulation.result()
+        with tapped(layer, model.layout, sections, on_tap):
+            output = model.run(layer, index, batch, hidden)
+        hidden.leaving(index)[batch.rows] = output.cpu()
+    found = accumulation.result()
     _require_finite_sums(f"layer {index}", {key: values for key, values in found.items() if key[1] in TOTALS})
     return {key: values.numpy() for key, values in found.items()}
 

@@ -189,6 +189,37 @@ def reduce_documents(
 
 
 @compiled
+def reduce_rows(x: Bits, shift: np.uint32, found: NDArray[np.float32]) -> None:
+    """Reduce x, (O, I), along each row.
+
+    Args:
+        x: bits.
+        shift: of `bits_of`.
+        found: (3, O), becomes the sums of |x| and x^2, and the largest |x|; `_STRIP` at a time are added in float32,
+            side by side as many as `RUN`, before they are added in float64.
+    """
+    n_columns = x.shape[1]
+    magnitudes, squares, largest = np.zeros(RUN, np.float32), np.zeros(RUN, np.float32), np.zeros(RUN, np.float32)
+    for row in range(x.shape[0]):
+        sum_abs, sum_sq = 0.0, 0.0
+        largest[:] = 0
+        for strip in range(0, n_columns, _STRIP):
+            for first in range(strip, min(strip + _STRIP, n_columns), RUN):
+                line = x[row, first : min(first + RUN, n_columns)]
+                for i in range(len(line)):
+                    magnitude = abs(_value(line[i], shift))
+                    magnitudes[i] += magnitude
+                    squares[i] += magnitude * magnitude
+                    largest[i] = max(largest[i], magnitude)
+            for i in range(RUN):
+                sum_abs += np.float64(magnitudes[i])
+                sum_sq += np.float64(squares[i])
+            magnitudes[:] = 0
+            squares[:] = 0
+        found[0, row], found[1, row], found[2, row] = sum_abs, sum_sq, largest.max()
+
+
+@compiled
 def add_counts(
     code: NDArray[np.uint16], channels: tuple[int, int], bin_of_code: NDArray[np.uint16], count: NDArray[np.int32]
 ) -> None:

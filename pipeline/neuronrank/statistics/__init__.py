@@ -91,3 +91,25 @@ class Tapped:
     def shift(self) -> np.uint32:
         """By how much the bits are shifted to be those of a float32."""
         return self._read[1]
+
+
+class Labels:
+    """One label for every token, and those of a micro-batch as the accumulators of a layer ask for them."""
+
+    def __init__(self, of_token: Tensor) -> None:
+        """Keep (N, T) int64 labels."""
+        self._of_token = of_token
+        self._grouped: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    def of(self, tapped: Tapped) -> Tensor:
+        """Return the labels of a tapped tensor's tokens, (n,)."""
+        return tapped.of_tokens(self._of_token)
+
+    def grouped(self, tapped: Tapped) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the order that puts tokens of a label side by side, and their labels; see `kernels.grouped`."""
+        if tapped.tokens is not None:
+            return kernels.grouped(self.of(tapped))
+        rows = tapped.rows.start, tapped.rows.stop  # the same for every tap and strip of a micro-batch
+        if rows not in self._grouped:
+            self._grouped[rows] = kernels.grouped(self.of(tapped))
+        return self._grouped[rows]

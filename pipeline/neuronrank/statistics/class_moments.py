@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.statistics import Context, Tapped
+from neuronrank.statistics import Context, Labels, Tapped
 from neuronrank.tap_names import base, expert
 
 
@@ -51,7 +51,7 @@ class Accumulator:
     """The class sums of one layer."""
 
     def __init__(self, context: Context) -> None:
-        self._class_of_token, self._n_rows = context.class_of_token, context.n_classes + 1
+        self._classes, self._n_rows = Labels(context.class_of_token), context.n_classes + 1
         self._taps = context.profile.classed if context.n_classes else frozenset[str]()
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}
         self._count: dict[str, Tensor] = {}
@@ -68,10 +68,9 @@ class Accumulator:
 
     def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
         """Add some channels of whole documents."""
-        classes = tapped.of_tokens(self._class_of_token)
         if channels[0] == 0:  # once, whichever threads divide the channels
-            self._count[tap] += torch.bincount(classes, minlength=self._n_rows)
-        (add_compiled if tapped.on_cpu else add_plain)(tapped, channels, classes, *self._sums[tap])
+            self._count[tap] += torch.bincount(self._classes.of(tapped), minlength=self._n_rows)
+        (add_compiled if tapped.on_cpu else add_plain)(tapped, channels, self._classes, *self._sums[tap])
 
     def result(self) -> dict[tuple[str, str], Tensor]:
         """Return (tap, `class_sum` or `class_centred_sq`) -> (M + 1, C) float32 on the CPU.
@@ -88,14 +87,15 @@ class Accumulator:
         return found
 
 
-def add_compiled(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
+def add_compiled(tapped: Tapped, channels: tuple[int, int], classes: Labels, sums: Tensor, sums_sq: Tensor) -> None:
     """Add a and a^2 of some channels to the float64 sums (G, C) of each token's group; see `kernels.add_moments`."""
-    kernels.add_moments(tapped.bits, tapped.shift, channels, kernels.grouped(group), sums.numpy(), sums_sq.numpy())
+    kernels.add_moments(tapped.bits, tapped.shift, channels, classes.grouped(tapped), sums.numpy(), sums_sq.numpy())
 
 
-def add_plain(tapped: Tapped, channels: tuple[int, int], group: Tensor, sums: Tensor, sums_sq: Tensor) -> None:
+def add_plain(tapped: Tapped, channels: tuple[int, int], classes: Labels, sums: Tensor, sums_sq: Tensor) -> None:
     """As `add_compiled`, in plain PyTorch, of all channels."""
     del channels
     x = tapped.values.double()
+    group = classes.of(tapped)
     sums.index_add_(0, group.to(x.device), x)
     sums_sq.index_add_(0, group.to(x.device), x.square())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neuronrank import kernels
-from neuronrank.statistics import Context, Tapped
+from neuronrank.statistics import Context, Labels, Tapped
 from neuronrank.tap_names import base, expert
 
 
@@ -18,7 +18,7 @@ class Accumulator:
     """The topic sums of one layer."""
 
     def __init__(self, context: Context) -> None:
-        self._topic_of_token, self._n_topics = context.topic_of_token, context.n_topics
+        self._topics, self._n_topics = Labels(context.topic_of_token), context.n_topics
         self._kept = context.profile.topical if context.n_topics else {}
         self._found: dict[tuple[str, str], Tensor] = {}
         self._count: dict[str, Tensor] = {}
@@ -37,13 +37,12 @@ class Accumulator:
 
     def update(self, tap: str, tapped: Tapped, channels: tuple[int, int]) -> None:
         """Add some channels of whole documents."""
-        topics = tapped.of_tokens(self._topic_of_token)
         if tap in self._count and channels[0] == 0:  # once, whichever threads divide the channels
-            self._count[tap] += torch.bincount(topics, minlength=self._n_topics).cpu()
+            self._count[tap] += torch.bincount(self._topics.of(tapped), minlength=self._n_topics).cpu()
         for statistic in self._kept[base(tap)]:
             compiled = statistic == "sum_abs" and tapped.on_cpu
             (add_compiled if compiled else add_plain)(
-                statistic, tapped, channels, topics, self._found[tap, f"topic_{statistic}"]
+                statistic, tapped, channels, self._topics, self._found[tap, f"topic_{statistic}"]
             )
 
     def result(self) -> dict[tuple[str, str], Tensor]:
@@ -55,16 +54,16 @@ class Accumulator:
         return found | {(tap, "topic_count"): count.int() for tap, count in self._count.items()}
 
 
-def add_compiled(statistic: str, tapped: Tapped, channels: tuple[int, int], group: Tensor, found: Tensor) -> None:
+def add_compiled(statistic: str, tapped: Tapped, channels: tuple[int, int], topics: Labels, found: Tensor) -> None:
     """Add |a| of some channels to the float64 sums (G, C) of each token's group."""
     del statistic
-    kernels.add_magnitudes(tapped.bits, tapped.shift, channels, kernels.grouped(group), found.numpy())
+    kernels.add_magnitudes(tapped.bits, tapped.shift, channels, topics.grouped(tapped), found.numpy())
 
 
-def add_plain(statistic: str, tapped: Tapped, channels: tuple[int, int], group: Tensor, found: Tensor) -> None:
+def add_plain(statistic: str, tapped: Tapped, channels: tuple[int, int], topics: Labels, found: Tensor) -> None:
     """Add a, |a| or its maximum of some channels to the sums or maxima (G, C) of each token's group."""
     strip = slice(*channels)
-    x, group = tapped.values[:, strip].float(), group.to(found.device)
+    x, group = tapped.values[:, strip].float(), topics.of(tapped).to(found.device)
     if statistic == "max_abs":
         found[:, strip].scatter_reduce_(0, group[:, None].expand_as(x), x.abs(), "amax")
     else:

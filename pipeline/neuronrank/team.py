@@ -1,0 +1,58 @@
+"""PyTorch's own threads, for the compiled loops between two of its operations.
+
+PyTorch's threads (GNU OpenMP's, on Linux) go on spinning for milliseconds after an operation, so that the next one
+begins at once. Threads of ours would share the cores with them: two were measured to be no faster than one. Told not
+to spin, PyTorch runs a forward pass a quarter slower. So the loops run on those threads themselves.
+"""
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def run_on_all_threads(task: Callable[[], None]) -> None:
+    """Call a function on so many threads as PyTorch uses, this one among them, and wait for all.
+
+    Where PyTorch brings no GNU OpenMP (other systems than Linux) threads are started for it.
+
+    Raises:
+        BaseException: what the function raised, on whichever thread.
+    """
+    n_threads = torch.get_num_threads()
+    if n_threads == 1:
+        task()
+        return
+    start = _gnu_openmp()
+    if start is None:
+        with ThreadPoolExecutor(n_threads - 1) as others:
+            waiting = [others.submit(task) for _ in range(n_threads - 1)]
+            task()
+            for other in waiting:
+                other.result()
+        return
+    raised: list[BaseException] = []
+
+    def guarded(_argument: int | None) -> None:
+        try:
+            task()
+        except BaseException as err:  # noqa: BLE001  # nothing may be raised through foreign code
+            raised.append(err)
+
+    start(_TASK(guarded), None, n_threads, 0)
+    if raised:
+        raise raised[0]
+
+
+@cache
+def _gnu_openmp() -> Any | None:
+    """Return `GOMP_parallel(function, argument, threads, flags)` of the OpenMP that PyTorch has loaded."""
+    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
+        return ctypes.CDLL(str(path)).GOMP_parallel
+    return None
