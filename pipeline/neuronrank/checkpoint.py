@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, check_schema, read_json, sha256_file, sha256_text
+from neuronrank.shards import raw_tensor, shard_header, tensor_entries
 
 MODEL_FILE = "model.json"
 SCHEMA = "neuronrank.model/1"
@@ -29,6 +30,21 @@ _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_versio
 
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_TYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""Of the safetensors format."""
 
 
 class Checkpoint:
@@ -47,18 +63,18 @@ class Checkpoint:
         self.directory = directory
         self.shards = _shards(directory)
         self._expected = expected
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._stored: dict[str, tuple[Path, dict[str, Any], int]] = {}
         for path in self.shards:
-            with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    self._file_of[name] = path
-                    self._shapes[name] = tuple(file.get_slice(name).get_shape())
+            with _reading(path):
+                with safe_open(path, framework="numpy"):  # refuses a header that is not sound
+                    header, data_start = shard_header(path)
+                for name, entry in tensor_entries(header).items():
+                    self._stored[name] = path, entry, data_start
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self._file_of)
+        return sorted(self._stored)
 
     @property
     def untied(self) -> dict[str, str]:
@@ -72,26 +88,32 @@ class Checkpoint:
             MismatchError: no such tensor.
         """
         self._require(name)
-        return self._shapes[name]
+        return tuple(self._stored[name][1]["shape"])
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor in the type it is stored in.
 
-        It is mapped, not copied. The shard is opened for it alone, so that its pages leave memory when it is let go.
+        It is mapped, not copied, by itself, so that its pages leave memory when it is let go.
 
         Raises:
+            SourceError: its type is unknown, or its shard is not what it was.
             MismatchError: no such tensor, or not the one that was fetched.
             NotFiniteError: it is not the one that was fetched, and holds NaN or infinity.
         """
         self._require(name)
-        with _opened(self._file_of[name]) as file:
-            tensor = torch.as_tensor(file.get_tensor(name))
+        path, entry, data_start = self._stored[name]
+        if entry["dtype"] not in _TYPES:
+            raise SourceError(f"{name}: is stored as {entry['dtype']}; supported are {', '.join(_TYPES)}")
+        dtype = _TYPES[entry["dtype"]]
+        with _reading(path):
+            raw = raw_tensor(path, entry, data_start)
+        tensor = torch.from_numpy(raw).view(dtype) if raw.size else torch.empty(raw.shape, dtype=dtype)
         if self._expected is not None:
             self._check(name, tensor)
         return tensor
 
     def _require(self, name: str) -> None:
-        if name not in self._file_of:
+        if name not in self._stored:
             raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
@@ -106,13 +128,12 @@ class Checkpoint:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            yield file
+        yield
     except FileNotFoundError as err:
         raise SourceError(f"{path}: missing, although the index names it. Fetch the model again") from err
-    except (SafetensorError, OSError) as err:
+    except (SafetensorError, OSError, ValueError) as err:
         raise SourceError(f"{path}: not a readable safetensors file ({err}). Fetch the model again") from err
 
 

@@ -29,13 +29,17 @@ def tensor_entries(header: dict[str, Any]) -> dict[str, Any]:
 
 
 def raw_tensor(path: Path, entry: dict[str, Any], data_start: int) -> NDArray[Any]:
-    """Map one tensor read only, as unsigned integers of its item size, in its shape."""
+    """Map one tensor as unsigned integers of its item size, in its shape; what is written to it stays in memory.
+
+    Raises:
+        ValueError: the file is shorter than the header says.
+    """
     first, last = entry["data_offsets"]
     n_items = math.prod(entry["shape"])
     if n_items == 0:
         return np.empty(entry["shape"], dtype=np.uint8)
     dtype = np.dtype(f"u{(last - first) // n_items}")
-    return np.memmap(path, dtype=dtype, mode="r", offset=data_start + first, shape=tuple(entry["shape"]))
+    return np.memmap(path, dtype=dtype, mode="c", offset=data_start + first, shape=tuple(entry["shape"]))
 
 
 def rewrite_shard(source: Path, target: Path, kept: dict[str, tuple[int, NDArray[np.intp]]]) -> None:
