@@ -51,43 +51,44 @@ def _as_float(_context: Any, _bits: Any) -> Any:
 
 
 @compiled
-def _value(bits: Any, shift: Any) -> Any:
+def value_of(bits: Any, shift: Any) -> Any:
+    """Return the float32 that one of the bits of `bits_of` stands for."""
     return _as_float(np.uint32(bits) << shift)
 
 
 @compiled
 def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
-        total[i] += (_value(a[i], shift) + _value(b[i], shift)) + (_value(c[i], shift) + _value(d[i], shift))
+        total[i] += (value_of(a[i], shift) + value_of(b[i], shift)) + (value_of(c[i], shift) + value_of(d[i], shift))
 
 
 @compiled
 def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
-        total[i] += (abs(_value(a[i], shift)) + abs(_value(b[i], shift))) + (
-            abs(_value(c[i], shift)) + abs(_value(d[i], shift))
+        total[i] += (abs(value_of(a[i], shift)) + abs(value_of(b[i], shift))) + (
+            abs(value_of(c[i], shift)) + abs(value_of(d[i], shift))
         )
 
 
 @compiled
 def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(total)):
-        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        p, q, r, s = value_of(a[i], shift), value_of(b[i], shift), value_of(c[i], shift), value_of(d[i], shift)
         total[i] += (p * p + q * q) + (r * r + s * s)
 
 
 @compiled
 def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(largest)):
-        p, q = abs(_value(a[i], shift)), abs(_value(b[i], shift))
-        r, s = abs(_value(c[i], shift)), abs(_value(d[i], shift))
+        p, q = abs(value_of(a[i], shift)), abs(value_of(b[i], shift))
+        r, s = abs(value_of(c[i], shift)), abs(value_of(d[i], shift))
         largest[i] = max(max(max(p, q), max(r, s)), largest[i])
 
 
 @compiled
 def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(lowest)):
-        p, q, r, s = _value(a[i], shift), _value(b[i], shift), _value(c[i], shift), _value(d[i], shift)
+        p, q, r, s = value_of(a[i], shift), value_of(b[i], shift), value_of(c[i], shift), value_of(d[i], shift)
         lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
 
 
@@ -95,10 +96,10 @@ def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) ->
 def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(_value(a[i], shift) > 0)
-            + np.int32(_value(b[i], shift) > 0)
-            + np.int32(_value(c[i], shift) > 0)
-            + np.int32(_value(d[i], shift) > 0)
+            np.int32(value_of(a[i], shift) > 0)
+            + np.int32(value_of(b[i], shift) > 0)
+            + np.int32(value_of(c[i], shift) > 0)
+            + np.int32(value_of(d[i], shift) > 0)
         )
 
 
@@ -106,10 +107,10 @@ def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> N
 def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(abs(_value(a[i], shift)) > FLOOR)
-            + np.int32(abs(_value(b[i], shift)) > FLOOR)
-            + np.int32(abs(_value(c[i], shift)) > FLOOR)
-            + np.int32(abs(_value(d[i], shift)) > FLOOR)
+            np.int32(abs(value_of(a[i], shift)) > FLOOR)
+            + np.int32(abs(value_of(b[i], shift)) > FLOOR)
+            + np.int32(abs(value_of(c[i], shift)) > FLOOR)
+            + np.int32(abs(value_of(d[i], shift)) > FLOOR)
         )
 
 
@@ -207,7 +208,7 @@ def reduce_rows(x: Bits, shift: np.uint32, found: NDArray[np.float32]) -> None:
             for first in range(strip, min(strip + _STRIP, n_columns), RUN):
                 line = x[row, first : min(first + RUN, n_columns)]
                 for i in range(len(line)):
-                    magnitude = abs(_value(line[i], shift))
+                    magnitude = abs(value_of(line[i], shift))
                     magnitudes[i] += magnitude
                     squares[i] += magnitude * magnitude
                     largest[i] = max(largest[i], magnitude)
@@ -261,7 +262,7 @@ def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
 @compiled
 def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
     for i in range(len(off)):
-        difference = _value(row[i], shift) - _value(start[i], shift)
+        difference = value_of(row[i], shift) - value_of(start[i], shift)
         off[i] += difference
         off_sq[i] += difference * difference
 
@@ -270,9 +271,9 @@ def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) ->
 def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
     (total, total_sq), (off, off_sq) = totals, offs
     for i in range(len(total)):
-        total[i] += n * np.float64(_value(start[i], shift)) + np.float64(off[i])
+        total[i] += n * np.float64(value_of(start[i], shift)) + np.float64(off[i])
     for i in range(len(total)):
-        base = np.float64(_value(start[i], shift))
+        base = np.float64(value_of(start[i], shift))
         total_sq[i] += base * (n * base + 2 * np.float64(off[i])) + np.float64(off_sq[i])
     for i in range(len(off)):
         off[i] = 0

@@ -9,37 +9,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.compiled import compiled
-from neuronrank.kernels import Bits
+from neuronrank.kernels import Bits, value_of
 
 _LARGEST = np.finfo(np.float32).max
 
 
 @compiled
-def _read_magnitudes(magnitudes: Any, values: Any, shift: Any) -> None:
-    for j in range(len(values)):
-        magnitudes[j] = (np.uint32(values[j]) << shift) & np.uint32(0x7FFFFFFF)
-
-
-@compiled
-def _write_scores(scores: Any, magnitudes: Any, weight_multi: Any, row: Any, columns: Any) -> None:
-    (factor, term), (factors, terms) = row, columns
+def _write_scores(scores: Any, powered: Any, weight_multi: Any, row: Any, columns: Any) -> None:
+    (bits, shift), (factor, term), (factors, terms) = powered, row, columns
     for j in range(len(scores)):
-        scores[j] = magnitudes[j] * weight_multi * factor * factors[j] + term + terms[j]
+        scores[j] = abs(value_of(bits[j], shift)) * weight_multi * factor * factors[j] + term + terms[j]
 
 
 @compiled
 def _count_unsound(scores: Any) -> Any:
     n = np.int32(0)
     for j in range(len(scores)):
-        n += np.int32(not (scores[j] >= 0)) | np.int32(not (scores[j] <= _LARGEST))  # NaN is neither
+        unsound = np.int32(not (scores[j] >= 0)) | np.int32(not (scores[j] <= _LARGEST))  # NaN is neither
+        n = np.int32(n + unsound)  # stays an int32: twice as many at once as of int64
     return n
 
 
 @compiled
-def _count_lost(scores: Any, weight: Any, factors: Any) -> Any:
+def _count_lost(scores: Any, weight: Any, shift: Any, factors: Any) -> Any:
     n = np.int32(0)
     for j in range(len(scores)):
-        n += np.int32(scores[j] == 0) & np.int32(weight[j] != 0) & np.int32(factors[j] > 0)
+        lost = np.int32(scores[j] == 0) & np.int32(value_of(weight[j], shift) != 0) & np.int32(factors[j] > 0)
+        n = np.int32(n + lost)
     return n
 
 
@@ -65,15 +61,11 @@ def write_scores(
     Returns:
         How many scores are not finite or are negative; and how many are zero although weight and factors are not.
     """
-    bits = np.empty(scores.shape[1], np.uint32)
-    magnitudes = bits.view(np.float32)
     n_unsound, n_lost = 0, 0
     for i in range(len(scores)):
         row = rows[0][i], rows[1][i]
-        _read_magnitudes(bits, powered[0][i], powered[1])
-        _write_scores(scores[i], magnitudes, weight_multi, row, columns)
+        _write_scores(scores[i], (powered[0][i], powered[1]), weight_multi, row, columns)
         n_unsound += _count_unsound(scores[i])
         if row[0] > 0:
-            _read_magnitudes(bits, weight[0][i], weight[1])
-            n_lost += _count_lost(scores[i], bits, columns[0])
+            n_lost += _count_lost(scores[i], weight[0][i], weight[1], columns[0])
     return n_unsound, n_lost

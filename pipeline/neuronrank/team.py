@@ -53,6 +53,5 @@ def run_on_all_threads(task: Callable[[], None]) -> None:
 @cache
 def _gnu_openmp() -> Any | None:
     """Return `GOMP_parallel(function, argument, threads, flags)` of the OpenMP that PyTorch has loaded."""
-    for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")):
-        return ctypes.CDLL(str(path)).GOMP_parallel
-    return None
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ctypes.CDLL(str(found[0])).GOMP_parallel if found else None

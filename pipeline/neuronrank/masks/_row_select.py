@@ -22,7 +22,7 @@ _STEP = 1 << 20
 def _n_up_to(bits: Any, threshold: Any) -> Any:
     n = np.int32(0)
     for i in range(len(bits)):
-        n += np.int32(bits[i] <= threshold)
+        n = np.int32(n + np.int32(bits[i] <= threshold))  # of two int32 the sum would be an int64, half as many at once
     return n
 
 
