@@ -72,6 +72,7 @@ def run(windows: int, repeats: int, results: Path, document: Path | None) -> Non
     from neuronrank.method_table import replace_table
 
     measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ITEMS}
+    before = _processor_time()
     for turn in range(repeats):
         for name in ITEMS:
             command = [sys.executable, "-m", "benchmarks", "item", name, "--windows", str(windows)]
@@ -82,6 +83,7 @@ def run(windows: int, repeats: int, results: Path, document: Path | None) -> Non
             click.echo(f"{turn + 1}/{repeats} {name}: {measured[name][-1]['seconds']:.3f} s", err=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     found = {"windows": windows, "repeats": repeats, "device": device, "threads": torch.get_num_threads()}
+    found["stolen_share"] = _stolen_share(before, _processor_time())
     found["versions"] = {name: version(name) for name in PACKAGES if find_spec(name)}
     write_json(results, {**found, "items": measured})
     rendered = render({**found, "items": measured})
@@ -90,12 +92,33 @@ def run(windows: int, repeats: int, results: Path, document: Path | None) -> Non
     click.echo(rendered)
 
 
+def _processor_time() -> list[int]:
+    """Return what Linux counts of all processors' time, kind by kind; empty elsewhere."""
+    path = Path("/proc/stat")
+    return [int(word) for word in path.read_text().splitlines()[0].split()[1:9]] if path.exists() else []
+
+
+def _stolen_share(before: list[int], after: list[int]) -> float | None:
+    """Return the share of the time that the processors were wanted in which the host gave them to others."""
+    if not before:
+        return None
+    spent = [later - earlier for earlier, later in zip(before, after, strict=True)]
+    idle, waiting, stolen = spent[3], spent[4], spent[7]
+    return stolen / max(1, sum(spent) - idle - waiting)
+
+
 def _score_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Return how long the slowest recipes took to score."""
     runs = [run["by_recipe"] for run in items["score_slowest"]]
     seconds = sorted(((median(run[name] for run in runs), name) for name in runs[0]), reverse=True)
     slowest = ", ".join(f"`{name}` {value:.2f}" for value, name in seconds[:3])
     return ["", f"Seconds to score, the slowest three of {len(seconds)} recipes: {slowest}."]
+
+
+def _stolen_lines(share: float | None) -> list[str]:
+    if share is None:
+        return []
+    return ["", f"In {share:.0%} of the time that its processors were wanted, the host gave them to others."]
 
 
 def _sweep_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -142,6 +165,7 @@ def render(found: dict[str, Any]) -> str:
         "",
         f"{found['windows']} windows of 512 tokens, {found['repeats']} turns, {found['device']}, {found['threads']} "
         f"threads; {', '.join(f'{name} {number}' for name, number in found['versions'].items())}.",
+        *_stolen_lines(found["stolen_share"]),
         *_score_lines(items),
         *_sweep_lines(items),
     ]

@@ -33,84 +33,79 @@ Bits = NDArray[Any]
 """uint16 of bfloat16 or uint32 of float32."""
 
 
-def bits_of(values: torch.Tensor) -> tuple[Bits, np.uint32]:
-    """Return a CPU tensor's bits, without a copy where it is bfloat16 or float32, and the shift to a float32's."""
+def bits_of(values: torch.Tensor) -> Bits:
+    """Return a CPU tensor's bits, without a copy where it is bfloat16 or float32."""
     if values.dtype == torch.bfloat16:
-        return values.contiguous().view(torch.uint16).numpy(), np.uint32(16)
-    return values.float().contiguous().view(torch.uint32).numpy(), np.uint32(0)
+        return values.contiguous().view(torch.uint16).numpy()
+    return values.float().contiguous().view(torch.uint32).numpy()
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba states no types
-def _as_float(_context: Any, _bits: Any) -> Any:
-    """Read the bits of a uint32 as those of a float32."""
+def value_of(_context: Any, bits: Any) -> Any:
+    """Return the float32 that one of the bits of `bits_of` stands for."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.FloatType())
+        (given,) = arguments
+        if bits.bitwidth == 16:  # numba itself would shift 64 bits, half as many numbers at once
+            given = builder.shl(builder.zext(given, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+        return builder.bitcast(given, ir.FloatType())
 
-    return types.float32(types.uint32), generate
-
-
-@compiled
-def value_of(bits: Any, shift: Any) -> Any:
-    """Return the float32 that one of the bits of `bits_of` stands for."""
-    return _as_float(np.uint32(bits) << shift)
+    return types.float32(bits), generate
 
 
 @compiled
-def _add(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _add(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        total[i] += (value_of(a[i], shift) + value_of(b[i], shift)) + (value_of(c[i], shift) + value_of(d[i], shift))
+        total[i] += (value_of(a[i]) + value_of(b[i])) + (value_of(c[i]) + value_of(d[i]))
 
 
 @compiled
-def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        total[i] += (abs(value_of(a[i], shift)) + abs(value_of(b[i], shift))) + (
-            abs(value_of(c[i], shift)) + abs(value_of(d[i], shift))
-        )
+        total[i] += (abs(value_of(a[i])) + abs(value_of(b[i]))) + (abs(value_of(c[i])) + abs(value_of(d[i])))
 
 
 @compiled
-def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        p, q, r, s = value_of(a[i], shift), value_of(b[i], shift), value_of(c[i], shift), value_of(d[i], shift)
+        p, q, r, s = value_of(a[i]), value_of(b[i]), value_of(c[i]), value_of(d[i])
         total[i] += (p * p + q * q) + (r * r + s * s)
 
 
 @compiled
-def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(largest)):
-        p, q = abs(value_of(a[i], shift)), abs(value_of(b[i], shift))
-        r, s = abs(value_of(c[i], shift)), abs(value_of(d[i], shift))
+        p, q = abs(value_of(a[i])), abs(value_of(b[i]))
+        r, s = abs(value_of(c[i])), abs(value_of(d[i]))
         largest[i] = max(max(max(p, q), max(r, s)), largest[i])
 
 
 @compiled
-def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(lowest)):
-        p, q, r, s = value_of(a[i], shift), value_of(b[i], shift), value_of(c[i], shift), value_of(d[i], shift)
+        p, q, r, s = value_of(a[i]), value_of(b[i]), value_of(c[i]), value_of(d[i])
         lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
 
 
 @compiled
-def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(value_of(a[i], shift) > 0)
-            + np.int32(value_of(b[i], shift) > 0)
-            + np.int32(value_of(c[i], shift) > 0)
-            + np.int32(value_of(d[i], shift) > 0)
+            np.int32(value_of(a[i]) > 0)
+            + np.int32(value_of(b[i]) > 0)
+            + np.int32(value_of(c[i]) > 0)
+            + np.int32(value_of(d[i]) > 0)
         )
 
 
 @compiled
-def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any, shift: Any) -> None:
+def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(abs(value_of(a[i], shift)) > FLOOR)
-            + np.int32(abs(value_of(b[i], shift)) > FLOOR)
-            + np.int32(abs(value_of(c[i], shift)) > FLOOR)
-            + np.int32(abs(value_of(d[i], shift)) > FLOOR)
+            np.int32(abs(value_of(a[i])) > FLOOR)
+            + np.int32(abs(value_of(b[i])) > FLOOR)
+            + np.int32(abs(value_of(c[i])) > FLOOR)
+            + np.int32(abs(value_of(d[i])) > FLOOR)
         )
 
 
@@ -126,7 +121,6 @@ def _flush(total: Any, part: Any) -> None:
 def reduce_documents(
     x: Bits,
     starts: NDArray[np.int64],
-    shift: np.uint32,
     channels: tuple[int, int],
     wanted: tuple[bool, ...],
     found: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]],
@@ -136,7 +130,6 @@ def reduce_documents(
     Args:
         x: bits.
         starts: (B + 1,): where each document begins, and where the last one ends.
-        shift: of `bits_of`.
         channels: the first, and the one behind the last.
         wanted: whether the sums of x, |x| and x^2, the largest |x|, the lowest x, and the counts are; what is not
             stays as it was.
@@ -161,22 +154,22 @@ def reduce_documents(
                 c = x[t + 2, first:last] if t + 2 < end else nothing
                 d = x[t + 3, first:last] if t + 3 < end else nothing
                 if wants_sum:
-                    _add(parts[0], a, b, c, d, shift)
+                    _add(parts[0], a, b, c, d)
                 if wants_magnitude:
-                    _add_magnitudes(parts[1], a, b, c, d, shift)
+                    _add_magnitudes(parts[1], a, b, c, d)
                 if wants_square:
-                    _add_squares(parts[2], a, b, c, d, shift)
+                    _add_squares(parts[2], a, b, c, d)
                 if wants_largest:
-                    _raise_to_magnitudes(parts[3], a, b, c, d, shift)
+                    _raise_to_magnitudes(parts[3], a, b, c, d)
                 if wants_lowest and t + 3 < end:
-                    _lower_to_values(lowest[first:last], a, b, c, d, shift)
+                    _lower_to_values(lowest[first:last], a, b, c, d)
                 elif wants_lowest:
                     for token in range(t, end):
                         one = x[token, first:last]
-                        _lower_to_values(lowest[first:last], one, one, one, one, shift)
+                        _lower_to_values(lowest[first:last], one, one, one, one)
                 if wants_counts:
-                    _count_positive(counts[0, first:last], a, b, c, d, shift)
-                    _count_above_floor(counts[1, first:last], a, b, c, d, shift)
+                    _count_positive(counts[0, first:last], a, b, c, d)
+                    _count_above_floor(counts[1, first:last], a, b, c, d)
             for statistic in range(3):
                 if wanted[statistic]:
                     _flush(totals[statistic], parts[statistic])
@@ -190,12 +183,11 @@ def reduce_documents(
 
 
 @compiled
-def reduce_rows(x: Bits, shift: np.uint32, found: NDArray[np.float32]) -> None:
+def reduce_rows(x: Bits, found: NDArray[np.float32]) -> None:
     """Reduce x, (O, I), along each row.
 
     Args:
         x: bits.
-        shift: of `bits_of`.
         found: (3, O), becomes the sums of |x| and x^2, and the largest |x|; `_STRIP` at a time are added in float32,
             side by side as many as `RUN`, before they are added in float64.
     """
@@ -208,7 +200,7 @@ def reduce_rows(x: Bits, shift: np.uint32, found: NDArray[np.float32]) -> None:
             for first in range(strip, min(strip + _STRIP, n_columns), RUN):
                 line = x[row, first : min(first + RUN, n_columns)]
                 for i in range(len(line)):
-                    magnitude = abs(value_of(line[i], shift))
+                    magnitude = abs(value_of(line[i]))
                     magnitudes[i] += magnitude
                     squares[i] += magnitude * magnitude
                     largest[i] = max(largest[i], magnitude)
@@ -260,20 +252,20 @@ def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
 
 
 @compiled
-def _add_differences(off: Any, off_sq: Any, row: Any, start: Any, shift: Any) -> None:
+def _add_differences(off: Any, off_sq: Any, row: Any, start: Any) -> None:
     for i in range(len(off)):
-        difference = value_of(row[i], shift) - value_of(start[i], shift)
+        difference = value_of(row[i]) - value_of(start[i])
         off[i] += difference
         off_sq[i] += difference * difference
 
 
 @compiled
-def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> None:
+def _add_from_start(totals: Any, n: Any, start: Any, offs: Any) -> None:
     (total, total_sq), (off, off_sq) = totals, offs
     for i in range(len(total)):
-        total[i] += n * np.float64(value_of(start[i], shift)) + np.float64(off[i])
+        total[i] += n * np.float64(value_of(start[i])) + np.float64(off[i])
     for i in range(len(total)):
-        base = np.float64(value_of(start[i], shift))
+        base = np.float64(value_of(start[i]))
         total_sq[i] += base * (n * base + 2 * np.float64(off[i])) + np.float64(off_sq[i])
     for i in range(len(off)):
         off[i] = 0
@@ -284,7 +276,6 @@ def _add_from_start(totals: Any, n: Any, start: Any, offs: Any, shift: Any) -> N
 @compiled
 def add_moments(
     x: Bits,
-    shift: np.uint32,
     channels: tuple[int, int],
     tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
     sums: NDArray[np.float64],
@@ -297,7 +288,6 @@ def add_moments(
 
     Args:
         x: bits.
-        shift: of `bits_of`.
         channels: the first, and the one behind the last.
         tokens: of `grouped`.
         sums: of x.
@@ -314,17 +304,16 @@ def add_moments(
             start = x[order[begin], first:last]
             n = 1
             while n < RUN and begin + n < n_tokens and group[begin + n] == of:
-                _add_differences(off, off_sq, x[order[begin + n], first:last], start, shift)
+                _add_differences(off, off_sq, x[order[begin + n], first:last], start)
                 n += 1
             totals = sums[of, first:last], sums_sq[of, first:last]
-            _add_from_start(totals, np.float64(n), start, (off, off_sq), shift)
+            _add_from_start(totals, np.float64(n), start, (off, off_sq))
             begin += n
 
 
 @compiled
 def add_magnitudes(
     x: Bits,
-    shift: np.uint32,
     channels: tuple[int, int],
     tokens: tuple[NDArray[np.int64], NDArray[np.int64]],
     sums: NDArray[np.float64],
@@ -349,7 +338,7 @@ def add_magnitudes(
                 b = x[order[at + 1], first:last] if at + 1 < end else nothing
                 c = x[order[at + 2], first:last] if at + 2 < end else nothing
                 d = x[order[at + 3], first:last] if at + 3 < end else nothing
-                _add_magnitudes(part, a, b, c, d, shift)
+                _add_magnitudes(part, a, b, c, d)
             _flush(sums[of, first:last], part)
             begin = end
 

@@ -16,9 +16,9 @@ _LARGEST = np.finfo(np.float32).max
 
 @compiled
 def _write_scores(scores: Any, powered: Any, weight_multi: Any, row: Any, columns: Any) -> None:
-    (bits, shift), (factor, term), (factors, terms) = powered, row, columns
+    (factor, term), (factors, terms) = row, columns
     for j in range(len(scores)):
-        scores[j] = abs(value_of(bits[j], shift)) * weight_multi * factor * factors[j] + term + terms[j]
+        scores[j] = abs(value_of(powered[j])) * weight_multi * factor * factors[j] + term + terms[j]
 
 
 @compiled
@@ -31,18 +31,18 @@ def _count_unsound(scores: Any) -> Any:
 
 
 @compiled
-def _count_lost(scores: Any, weight: Any, shift: Any, factors: Any) -> Any:
+def _count_lost(scores: Any, weight: Any, factors: Any) -> Any:
     n = np.int32(0)
     for j in range(len(scores)):
-        lost = np.int32(scores[j] == 0) & np.int32(value_of(weight[j], shift) != 0) & np.int32(factors[j] > 0)
+        lost = np.int32(scores[j] == 0) & np.int32(value_of(weight[j]) != 0) & np.int32(factors[j] > 0)
         n = np.int32(n + lost)
     return n
 
 
 @compiled
 def write_scores(
-    weight: tuple[Bits, np.uint32],
-    powered: tuple[Bits, np.uint32],
+    weight: Bits,
+    powered: Bits,
     weight_multi: np.float32,
     rows: tuple[NDArray[np.float32], NDArray[np.float32]],
     columns: tuple[NDArray[np.float32], NDArray[np.float32]],
@@ -64,8 +64,8 @@ def write_scores(
     n_unsound, n_lost = 0, 0
     for i in range(len(scores)):
         row = rows[0][i], rows[1][i]
-        _write_scores(scores[i], (powered[0][i], powered[1]), weight_multi, row, columns)
+        _write_scores(scores[i], powered[i], weight_multi, row, columns)
         n_unsound += _count_unsound(scores[i])
         if row[0] > 0:
-            n_lost += _count_lost(scores[i], weight[0][i], weight[1], columns[0])
+            n_lost += _count_lost(scores[i], weight[i], columns[0])
     return n_unsound, n_lost

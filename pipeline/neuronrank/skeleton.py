@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
     convert_and_load_state_dict_in_model,
     rename_source_key,
 )
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -54,7 +55,7 @@ class Skeleton:
         if weights.untied:
             config.tie_word_embeddings = False
         self.layout = layout_of(config.model_type)
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), no_init_weights():  # drawing them takes as long as a layer
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         self.layers: nn.ModuleList = self.model.get_submodule(self.layout.layers)
         self._mapping = get_model_conversion_mapping(self.model)

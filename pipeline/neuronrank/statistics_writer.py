@@ -186,6 +186,7 @@ class StatisticsWriter:
             filters=[TransposeCodec(order=(*outer, len(shape) - 1, len(shape) - 2))] if alike else [],
             compressors=[codec],
             attributes=about if isinstance(about, dict) else _attributes(about, len(shape)),
+            config={"write_empty_chunks": True},  # no chunk is: looking for one takes as long as compressing
         )
         return self._open[path]
 

@@ -79,18 +79,9 @@ class Tapped:
         return self.values.device.type == "cpu"
 
     @cached_property
-    def _read(self) -> tuple[kernels.Bits, np.uint32]:
-        return kernels.bits_of(self.values)
-
-    @property
     def bits(self) -> kernels.Bits:
         """(n, C) bits, on the CPU."""
-        return self._read[0]
-
-    @property
-    def shift(self) -> np.uint32:
-        """By how much the bits are shifted to be those of a float32."""
-        return self._read[1]
+        return kernels.bits_of(self.values)
 
 
 class Labels:

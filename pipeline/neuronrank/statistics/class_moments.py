@@ -89,7 +89,7 @@ class Accumulator:
 
 def add_compiled(tapped: Tapped, channels: tuple[int, int], classes: Labels, sums: Tensor, sums_sq: Tensor) -> None:
     """Add a and a^2 of some channels to the float64 sums (G, C) of each token's group; see `kernels.add_moments`."""
-    kernels.add_moments(tapped.bits, tapped.shift, channels, classes.grouped(tapped), sums.numpy(), sums_sq.numpy())
+    kernels.add_moments(tapped.bits, channels, classes.grouped(tapped), sums.numpy(), sums_sq.numpy())
 
 
 def add_plain(tapped: Tapped, channels: tuple[int, int], classes: Labels, sums: Tensor, sums_sq: Tensor) -> None:

@@ -86,7 +86,6 @@ def add_compiled(
     kernels.reduce_documents(
         tapped.bits,
         tapped.starts,
-        tapped.shift,
         channels,
         wanted,
         (sums[:, tapped.rows].numpy(), lowest.numpy(), counts.numpy()),

@@ -57,7 +57,7 @@ class Accumulator:
 def add_compiled(statistic: str, tapped: Tapped, channels: tuple[int, int], topics: Labels, found: Tensor) -> None:
     """Add |a| of some channels to the float64 sums (G, C) of each token's group."""
     del statistic
-    kernels.add_magnitudes(tapped.bits, tapped.shift, channels, topics.grouped(tapped), found.numpy())
+    kernels.add_magnitudes(tapped.bits, channels, topics.grouped(tapped), found.numpy())
 
 
 def add_plain(statistic: str, tapped: Tapped, channels: tuple[int, int], topics: Labels, found: Tensor) -> None:

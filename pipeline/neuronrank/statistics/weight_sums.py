@@ -31,12 +31,12 @@ def weight_sums(weight: Tensor) -> dict[str, Tensor]:
 def _compiled(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Reduce columns as the channels of one document are, whose tokens are the rows."""
     n_rows, n_columns = weight.shape
-    bits, shift = kernels.bits_of(weight)
+    bits = kernels.bits_of(weight)
     rows, columns = torch.empty(3, n_rows), torch.empty(4, 1, n_columns)
-    kernels.reduce_rows(bits, shift, rows.numpy())
+    kernels.reduce_rows(bits, rows.numpy())
     unused = torch.empty(n_columns).numpy(), torch.empty(2, n_columns, dtype=torch.int32).numpy()
     wanted, starts = (False, True, True, True, False, False), np.array([0, n_rows])
-    kernels.reduce_documents(bits, starts, shift, (0, n_columns), wanted, (columns.numpy(), *unused))
+    kernels.reduce_documents(bits, starts, (0, n_columns), wanted, (columns.numpy(), *unused))
     return rows, columns[1:, 0]
 
 
