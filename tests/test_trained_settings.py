@@ -63,7 +63,7 @@ def test_every_setting_changes_the_mask_without_a_forward(shipped, model, no_for
     [
         ({"method": "neuronrank_tfidf", "axis": "gate_pre"}, "gate_pre/tf_sum"),
         ({"method": "neuronrank_tfidf", "mode": "topic", "threshold": "sign"}, "neuron/topic_sum"),
-        ({"method": "neuronrank_tfidf", "mode": "topic", "axis": "input"}, "mlp_in/topic_sum_abs"),
+        ({"method": "neuronrank_tfidf", "mode": "topic", "axis": "input"}, "mlp_in/topic_tf"),
         ({"method": "neuronrank_old", "theta": 0.1}, "neuron/sketch_negative_count"),
     ],
 )
