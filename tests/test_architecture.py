@@ -1,5 +1,6 @@
 """The rules that keep the cache honest: what a stage imports is what its deps name, and rooms stay apart."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,17 @@ def test_names_that_the_sweep_uses_must_exist(tmp_path):
         check_params(tmp_path / "params.yaml")
     assert "sweep.recipes: 'hybird' is not in recipes, did you mean 'hybrid'?" in str(caught.value)
     assert "report.reference: 'magnitude' is not in sweep.recipes" in str(caught.value)
+
+
+def test_compiled_loops_take_nothing_compiled_from_another_file():
+    """Numba keeps what it compiled until the file itself changes: it would not notice the other's changes."""
+    compiled = {
+        path.stem: ast.parse(path.read_text())
+        for path in (ROOT / "pipeline/neuronrank").rglob("*.py")
+        if "\n@compiled" in path.read_text() or "\n@intrinsic" in path.read_text()
+    }
+    assert {"kernels", "score_kernel", "_row_select"} <= compiled.keys()
+    for name, tree in compiled.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.rpartition(".")[2] in compiled:
+                assert all(alias.name[0].isupper() for alias in node.names), f"{name} imports from {node.module}"

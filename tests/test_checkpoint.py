@@ -1,5 +1,8 @@
 """Tensors of safetensors shards, as the library of that format reads them."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -49,6 +52,15 @@ def test_what_is_written_to_a_tensor_stays_in_memory(shard):
     before = shard.read_bytes()
     Checkpoint(shard.parent).tensor("matrix").zero_()
     assert shard.read_bytes() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_no_file_stays_open_for_a_tensor(shard):
+    checkpoint, opened = Checkpoint(shard.parent), Path("/proc/self/fd")
+    before = len(list(opened.iterdir()))
+    held = [checkpoint.tensor("matrix") for _ in range(300)]  # a layer of a large mixture has as many
+    assert len(list(opened.iterdir())) == before
+    assert all(torch.equal(tensor, TENSORS["matrix"]) for tensor in held)
 
 
 def test_what_is_no_sound_shard_is_refused_by_name(shard):

@@ -202,12 +202,12 @@ def test_counts_are_exact(statistics, seen, taps):
 
 
 def test_document_sums_agree_with_float64(artifacts, seen, taps):
-    """Measured, relative to the sum of magnitudes: full 6e-8 of what collect saw, standard 7.7e-6.
+    """Measured, relative to the sum of magnitudes: full 2.3e-7 of what collect saw, standard 7.7e-6.
 
     Against a float64 forward: 1.6e-5, of squares 1.0e-4, in the last layer; that is the float32 forward's rounding.
     """
     define = {"sum": lambda x: x, "sum_abs": np.abs, "sum_sq": np.square}
-    for profile, bound in (("full", 1.2e-7), ("standard", 8e-6)):
+    for profile, bound in (("full", 4e-7), ("standard", 8e-6)):
         own, forward = 0.0, dict.fromkeys(define, 0.0)
         for tap, kept in PROFILES[profile].documents.items():
             for layer in range(len(LAYERS)):

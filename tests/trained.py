@@ -11,6 +11,7 @@ from neuronrank.checkpoint import open_model
 from neuronrank.collection import CollectParams, LayerStatistics, collect_layers, find_classes
 from neuronrank.documents import read_documents
 from neuronrank.profiles import PROFILES, smallest_with
+from neuronrank.skeleton import Skeleton
 from neuronrank.statistics_schema import TOTALS
 from neuronrank.statistics_store import Statistics
 from neuronrank.statistics_writer import StatisticsWriter
@@ -34,16 +35,16 @@ def windows() -> np.ndarray:
 
 def collect(monkeypatch, token_ids: np.ndarray) -> list[LayerStatistics]:
     """All layers run in float32, profile full; the layers between are counted with profile lean, to save time."""
-    find, count = collection._topics, collection._count
+    find, count = collection.topics_of_all, collection._count
 
-    def _topics(batches, tokens, params, index):
-        return find(batches, tokens, params, index) if index in LAYERS else None
+    def topics_of_all(entering, params, index, *others):
+        return find(entering, params, index, *others) if index in LAYERS else None
 
-    def _count(model, layer, index, batches, context):
+    def _count(model, layer, index, batches, hidden, context):
         kept = context if index in LAYERS else replace(context, profile=PROFILES["lean"])
-        return count(model, layer, index, batches, kept)
+        return count(model, layer, index, batches, hidden, kept)
 
-    monkeypatch.setattr(collection, "_topics", _topics)
+    monkeypatch.setattr(collection, "topics_of_all", topics_of_all)
     monkeypatch.setattr(collection, "_count", _count)
     topics = {"micro_topics": TOPICS, "iterations": 8, "seed": 0}
     options = CollectParams.model_validate(
@@ -85,14 +86,17 @@ def write(directory: Path, profile: str, layers: list[LayerStatistics], token_id
     writer.write_classes(classes.token_ids, classes.count)
     for position, layer in enumerate(layers):
         arrays = {key: values for key, values in layer.arrays.items() if held(*key)}
-        writer.write_layer(position, arrays, layer.weights, [{**entry, "layer": position} for entry in layer.modules])
+        writer.write_layer(position, arrays, layer.weights)
+    entries = Skeleton(open_model(MODEL).checkpoint(), torch.float32).modules()
+    modules = [{**entry, "layer": LAYERS.index(entry["layer"])} for entry in entries if entry["layer"] in LAYERS]
     writer.finish(
         {
-            "model": {},
+            "model": {"fingerprint": "f" * 64},
             "calibration": {"n_windows": token_ids.shape[0], "window_tokens": token_ids.shape[1]},
-            "collect": {},
+            "collect": {"propagation": "dense"},
             "n_layers": len(layers),
             "lm_head": {},
+            "modules": modules,
         }
     )
     return Statistics(directory / "artifact")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, check_schema, read_json, sha256_file, sha256_text
-from neuronrank.shards import raw_tensor, shard_header, tensor_entries
+from neuronrank.shards import mapped_tensor, shard_header, tensor_entries
 
 MODEL_FILE = "model.json"
 SCHEMA = "neuronrank.model/1"
@@ -106,8 +106,7 @@ class Checkpoint:
             raise SourceError(f"{name}: is stored as {entry['dtype']}; supported are {', '.join(_TYPES)}")
         dtype = _TYPES[entry["dtype"]]
         with _reading(path):
-            raw = raw_tensor(path, entry, data_start)
-        tensor = torch.from_numpy(raw).view(dtype) if raw.size else torch.empty(raw.shape, dtype=dtype)
+            tensor = mapped_tensor(path, entry, data_start, dtype)
         if self._expected is not None:
             self._check(name, tensor)
         return tensor
@@ -133,7 +132,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as err:
         raise SourceError(f"{path}: missing, although the index names it. Fetch the model again") from err
-    except (SafetensorError, OSError, ValueError) as err:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as err:
         raise SourceError(f"{path}: not a readable safetensors file ({err}). Fetch the model again") from err
 
 
@@ -170,8 +169,7 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
     if tensor.numel() == 0 or torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # NaN is both
         return
     n_bad = int((~torch.isfinite(tensor)).sum())
-    if n_bad:
-        raise NotFiniteError(f"{name}: {n_bad} of {tensor.numel()} weights are NaN or infinite. Fetch another copy")
+    raise NotFiniteError(f"{name}: {n_bad} of {tensor.numel()} weights are NaN or infinite. Fetch another copy")
 
 
 @dataclass(frozen=True)

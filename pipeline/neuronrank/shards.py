@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from neuronrank.files import write_json
@@ -40,6 +41,23 @@ def raw_tensor(path: Path, entry: dict[str, Any], data_start: int) -> NDArray[An
         return np.empty(entry["shape"], dtype=np.uint8)
     dtype = np.dtype(f"u{(last - first) // n_items}")
     return np.memmap(path, dtype=dtype, mode="c", offset=data_start + first, shape=tuple(entry["shape"]))
+
+
+def mapped_tensor(path: Path, entry: dict[str, Any], data_start: int, dtype: torch.dtype) -> torch.Tensor:
+    """Map one tensor; what is written to it stays in memory. No file stays open: a model may have thousands.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError: it is shorter than the header says.
+    """
+    path.stat()
+    first, last = (data_start + offset for offset in entry["data_offsets"])
+    if first == last:
+        return torch.empty(entry["shape"], dtype=dtype)
+    raw = torch.from_file(str(path), shared=False, size=last, dtype=torch.uint8)[first:]
+    if first % dtype.itemsize:
+        raw = raw.clone()  # a type's values lie at multiples of its size
+    return raw.view(dtype).reshape(entry["shape"])
 
 
 def rewrite_shard(source: Path, target: Path, kept: dict[str, tuple[int, NDArray[np.intp]]]) -> None:

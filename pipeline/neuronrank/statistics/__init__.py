@@ -90,7 +90,7 @@ class Labels:
     def __init__(self, of_token: Tensor) -> None:
         """Keep (N, T) int64 labels."""
         self._of_token = of_token
-        self._grouped: dict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = {}
+        self._last: tuple[slice, tuple[NDArray[np.int64], NDArray[np.int64]]] | None = None
 
     def of(self, tapped: Tapped) -> Tensor:
         """Return the labels of a tapped tensor's tokens, (n,)."""
@@ -100,7 +100,7 @@ class Labels:
         """Return the order that puts tokens of a label side by side, and their labels; see `kernels.grouped`."""
         if tapped.tokens is not None:
             return kernels.grouped(self.of(tapped))
-        rows = tapped.rows.start, tapped.rows.stop  # the same for every tap and strip of a micro-batch
-        if rows not in self._grouped:
-            self._grouped[rows] = kernels.grouped(self.of(tapped))
-        return self._grouped[rows]
+        last = self._last  # the same for every tap and strip of a micro-batch; threads that meet here find the same
+        if last is None or last[0] != tapped.rows:
+            last = self._last = tapped.rows, kernels.grouped(self.of(tapped))
+        return last[1]
