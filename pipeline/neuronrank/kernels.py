@@ -41,7 +41,7 @@ def bits_of(values: torch.Tensor) -> Bits:
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba states no types
-def value_of(_context: Any, bits: Any) -> Any:
+def _value(_context: Any, bits: Any) -> Any:
     """Return the float32 that one of the bits of `bits_of` stands for."""
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -56,34 +56,34 @@ def value_of(_context: Any, bits: Any) -> Any:
 @compiled
 def _add(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        total[i] += (value_of(a[i]) + value_of(b[i])) + (value_of(c[i]) + value_of(d[i]))
+        total[i] += (_value(a[i]) + _value(b[i])) + (_value(c[i]) + _value(d[i]))
 
 
 @compiled
 def _add_magnitudes(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        total[i] += (abs(value_of(a[i])) + abs(value_of(b[i]))) + (abs(value_of(c[i])) + abs(value_of(d[i])))
+        total[i] += (abs(_value(a[i])) + abs(_value(b[i]))) + (abs(_value(c[i])) + abs(_value(d[i])))
 
 
 @compiled
 def _add_squares(total: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(total)):
-        p, q, r, s = value_of(a[i]), value_of(b[i]), value_of(c[i]), value_of(d[i])
+        p, q, r, s = _value(a[i]), _value(b[i]), _value(c[i]), _value(d[i])
         total[i] += (p * p + q * q) + (r * r + s * s)
 
 
 @compiled
 def _raise_to_magnitudes(largest: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(largest)):
-        p, q = abs(value_of(a[i])), abs(value_of(b[i]))
-        r, s = abs(value_of(c[i])), abs(value_of(d[i]))
+        p, q = abs(_value(a[i])), abs(_value(b[i]))
+        r, s = abs(_value(c[i])), abs(_value(d[i]))
         largest[i] = max(max(max(p, q), max(r, s)), largest[i])
 
 
 @compiled
 def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(lowest)):
-        p, q, r, s = value_of(a[i]), value_of(b[i]), value_of(c[i]), value_of(d[i])
+        p, q, r, s = _value(a[i]), _value(b[i]), _value(c[i]), _value(d[i])
         lowest[i] = min(min(min(p, q), min(r, s)), lowest[i])
 
 
@@ -91,10 +91,10 @@ def _lower_to_values(lowest: Any, a: Any, b: Any, c: Any, d: Any) -> None:
 def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(value_of(a[i]) > 0)
-            + np.int32(value_of(b[i]) > 0)
-            + np.int32(value_of(c[i]) > 0)
-            + np.int32(value_of(d[i]) > 0)
+            np.int32(_value(a[i]) > 0)
+            + np.int32(_value(b[i]) > 0)
+            + np.int32(_value(c[i]) > 0)
+            + np.int32(_value(d[i]) > 0)
         )
 
 
@@ -102,10 +102,10 @@ def _count_positive(count: Any, a: Any, b: Any, c: Any, d: Any) -> None:
 def _count_above_floor(count: Any, a: Any, b: Any, c: Any, d: Any) -> None:
     for i in range(len(count)):
         count[i] += (
-            np.int32(abs(value_of(a[i])) > FLOOR)
-            + np.int32(abs(value_of(b[i])) > FLOOR)
-            + np.int32(abs(value_of(c[i])) > FLOOR)
-            + np.int32(abs(value_of(d[i])) > FLOOR)
+            np.int32(abs(_value(a[i])) > FLOOR)
+            + np.int32(abs(_value(b[i])) > FLOOR)
+            + np.int32(abs(_value(c[i])) > FLOOR)
+            + np.int32(abs(_value(d[i])) > FLOOR)
         )
 
 
@@ -200,7 +200,7 @@ def reduce_rows(x: Bits, found: NDArray[np.float32]) -> None:
             for first in range(strip, min(strip + _STRIP, n_columns), RUN):
                 line = x[row, first : min(first + RUN, n_columns)]
                 for i in range(len(line)):
-                    magnitude = abs(value_of(line[i]))
+                    magnitude = abs(_value(line[i]))
                     magnitudes[i] += magnitude
                     squares[i] += magnitude * magnitude
                     largest[i] = max(largest[i], magnitude)
@@ -254,7 +254,7 @@ def truncated(x: Bits, channels: tuple[int, int]) -> NDArray[np.uint16]:
 @compiled
 def _add_differences(off: Any, off_sq: Any, row: Any, start: Any) -> None:
     for i in range(len(off)):
-        difference = value_of(row[i]) - value_of(start[i])
+        difference = _value(row[i]) - _value(start[i])
         off[i] += difference
         off_sq[i] += difference * difference
 
@@ -263,9 +263,9 @@ def _add_differences(off: Any, off_sq: Any, row: Any, start: Any) -> None:
 def _add_from_start(totals: Any, n: Any, start: Any, offs: Any) -> None:
     (total, total_sq), (off, off_sq) = totals, offs
     for i in range(len(total)):
-        total[i] += n * np.float64(value_of(start[i])) + np.float64(off[i])
+        total[i] += n * np.float64(_value(start[i])) + np.float64(off[i])
     for i in range(len(total)):
-        base = np.float64(value_of(start[i]))
+        base = np.float64(_value(start[i]))
         total_sq[i] += base * (n * base + 2 * np.float64(off[i])) + np.float64(off_sq[i])
     for i in range(len(off)):
         off[i] = 0

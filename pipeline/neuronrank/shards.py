@@ -50,7 +50,7 @@ def mapped_tensor(path: Path, entry: dict[str, Any], data_start: int, dtype: tor
         FileNotFoundError: there is no such file.
         RuntimeError: it is shorter than the header says.
     """
-    path.stat()
+    path.stat()  # PyTorch would call a missing file a RuntimeError
     first, last = (data_start + offset for offset in entry["data_offsets"])
     if first == last:
         return torch.empty(entry["shape"], dtype=dtype)
