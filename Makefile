@@ -15,7 +15,8 @@ table: setup ## every method from one artifact: docs/RESULTS.md
 
 bench: setup ## what collect, score, prune and eval cost beside the bare work: docs/SPEED.md
 	dvc repro collect
-	python -m benchmarks run --results docs/speed.json --document docs/SPEED.md
+	python -m benchmarks run --results docs/speed.json --document docs/SPEED.md \
+	  $(if $(LLM_COMPRESSOR_PYTHON),--llm-compressor-python $(LLM_COMPRESSOR_PYTHON))
 
 test: setup ## unit and end-to-end tests
 	pytest -m "not slow"

@@ -4,27 +4,31 @@ Example: python -m benchmarks run --results docs/speed.json --document docs/SPEE
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
+from packaging.requirements import Requirement
 
-PACKAGES = ("torch", "transformers", "llmcompressor")
+PACKAGES = ("torch", "transformers", "numba", "zarr", "llmcompressor")
 RATIOS = {
     "collect_wanda": ("forward", "calibration for Wanda alone"),
     "collect_default": ("forward", "calibration with all default statistics"),
     "prune": ("copy_weights", "one mask"),
     "evaluate": ("bare_evaluation", "evaluation of one text"),
-    "llm_compressor_wanda": ("forward", "llm-compressor, one-shot Wanda"),
+    "llm_compressor_wanda": ("forward_beside", "llm-compressor, one-shot Wanda"),
 }
 """Item -> what its seconds are divided by, and what it is."""
+BESIDE = {"forward_beside": "forward", "llm_compressor_wanda": "llm_compressor_wanda"}
+"""What is timed in llm-compressor's environment: name -> item. It needs another transformers than the project."""
 
 
 @click.group()
@@ -39,14 +43,16 @@ def item(name: str, windows: int) -> None:
     """Time one item, and print seconds and peak memory as JSON."""
     import resource
 
-    from benchmarks.items import ITEMS
+    from benchmarks.items import BESIDE_ITEMS, ITEMS
 
-    work = ITEMS[name](windows)
+    work = (ITEMS | BESIDE_ITEMS)[name](windows)
     begin = time.perf_counter()
     found = work()
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    click.echo(json.dumps({"seconds": seconds, "peak_gib": peak, **(found if isinstance(found, dict) else {})}))
+    versions = {package: version(package) for package in PACKAGES if find_spec(package)}
+    measured = {"seconds": seconds, "peak_gib": peak, "versions": versions}
+    click.echo(json.dumps({**measured, **(found if isinstance(found, dict) else {})}))
 
 
 @main.command()
@@ -63,7 +69,12 @@ def large(directory: Path) -> None:
 @click.option("--repeats", type=int, default=3, show_default=True)
 @click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
 @click.option("--document", type=click.Path(exists=True, path_type=Path), help="Its marked table is replaced.")
-def run(windows: int, repeats: int, results: Path, document: Path | None) -> None:
+@click.option(
+    "--llm-compressor-python",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Python of an environment with llm-compressor, which is then timed too, beside the forward pass there.",
+)
+def run(windows: int, repeats: int, results: Path, document: Path | None, llm_compressor_python: str | None) -> None:
     """Time every item by turns."""
     import torch
 
@@ -71,25 +82,48 @@ def run(windows: int, repeats: int, results: Path, document: Path | None) -> Non
     from neuronrank.files import write_json
     from neuronrank.method_table import replace_table
 
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in ITEMS}
+    _require_own_environment()
+    timed = {name: (sys.executable, name) for name in ITEMS}
+    if llm_compressor_python:
+        timed |= {name: (llm_compressor_python, item) for name, item in BESIDE.items()}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in timed}
     before = _processor_time()
     for turn in range(repeats):
-        for name in ITEMS:
-            command = [sys.executable, "-m", "benchmarks", "item", name, "--windows", str(windows)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise click.ClickException(f"{name} failed:\n{done.stderr[-2000:]}")
-            measured[name].append(json.loads(done.stdout.splitlines()[-1]))
+        for name, (python, timed_item) in timed.items():
+            measured[name].append(_measure(python, timed_item, windows))
             click.echo(f"{turn + 1}/{repeats} {name}: {measured[name][-1]['seconds']:.3f} s", err=True)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
     found = {"windows": windows, "repeats": repeats, "device": device, "threads": torch.get_num_threads()}
     found["stolen_share"] = _stolen_share(before, _processor_time())
-    found["versions"] = {name: version(name) for name in PACKAGES if find_spec(name)}
+    found["versions"] = measured["forward"][0]["versions"]
+    found["versions_beside"] = measured["forward_beside"][0]["versions"] if llm_compressor_python else None
     write_json(results, {**found, "items": measured})
     rendered = render({**found, "items": measured})
     if document:
         replace_table(document, rendered, "make bench")
     click.echo(rendered)
+
+
+def _require_own_environment() -> None:
+    """Refuse packages that the project does not allow: what they cost would be reported as the project's."""
+    for line in requires("neuronrank") or []:
+        requirement = Requirement(line)
+        if requirement.marker is None and version(requirement.name) not in requirement.specifier:
+            raise click.ClickException(
+                f"{requirement.name} is {version(requirement.name)}, the project needs {requirement}. Run: make setup"
+            )
+
+
+def _measure(python: str, name: str, windows: int) -> dict[str, Any]:
+    """Run one item in a process of its own, with this tree's code whichever Python it is."""
+    command = [python, "-m", "benchmarks", "item", name, "--windows", str(windows)]
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in ("pipeline", "."))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise click.ClickException(f"{name} failed:\n{done.stderr[-2000:]}")
+    measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def _processor_time() -> list[int]:
@@ -113,6 +147,16 @@ def _score_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
     seconds = sorted(((median(run[name] for run in runs), name) for name in runs[0]), reverse=True)
     slowest = ", ".join(f"`{name}` {value:.2f}" for value, name in seconds[:3])
     return ["", f"Seconds to score, the slowest three of {len(seconds)} recipes: {slowest}."]
+
+
+def _listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _beside_lines(versions: dict[str, str] | None) -> list[str]:
+    if versions is None:
+        return []
+    return ["", f"llm-compressor and the forward pass beside it ran in an environment of its own: {_listed(versions)}."]
 
 
 def _stolen_lines(share: float | None) -> list[str]:
@@ -164,7 +208,8 @@ def render(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{found['windows']} windows of 512 tokens, {found['repeats']} turns, {found['device']}, {found['threads']} "
-        f"threads; {', '.join(f'{name} {number}' for name, number in found['versions'].items())}.",
+        f"threads; {_listed(found['versions'])}.",
+        *_beside_lines(found["versions_beside"]),
         *_stolen_lines(found["stolen_share"]),
         *_score_lines(items),
         *_sweep_lines(items),

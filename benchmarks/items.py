@@ -5,7 +5,6 @@ less, so that compiling loops and first touches do not count.
 """
 
 import atexit
-import importlib.util
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -236,5 +235,5 @@ ITEMS: dict[str, Callable[[int], Work]] = {
     "evaluate": evaluate,
     "bare_evaluation": bare_evaluation,
 }
-if importlib.util.find_spec("llmcompressor"):
-    ITEMS["llm_compressor_wanda"] = llm_compressor_wanda
+BESIDE_ITEMS: dict[str, Callable[[int], Work]] = {"llm_compressor_wanda": llm_compressor_wanda}
+"""What needs packages that the project does without."""
