@@ -67,17 +67,18 @@ def large(directory: Path) -> None:
 @main.command()
 @click.option("--windows", type=int, default=32, show_default=True, help="Calibration windows.")
 @click.option("--repeats", type=int, default=3, show_default=True)
-@click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file to write.")
+@click.option("--results", type=click.Path(path_type=Path), required=True, help="JSON file, written after every turn.")
+@click.option("--add", is_flag=True, help="Add turns to those of the results file, which must be of this environment.")
 @click.option("--document", type=click.Path(exists=True, path_type=Path), help="Its marked table is replaced.")
 @click.option(
     "--llm-compressor-python",
     type=click.Path(exists=True, dir_okay=False),
     help="Python of an environment with llm-compressor, which is then timed too, beside the forward pass there.",
 )
-def run(windows: int, repeats: int, results: Path, document: Path | None, llm_compressor_python: str | None) -> None:
+def run(  # noqa: PLR0913  # the options of a command
+    windows: int, repeats: int, results: Path, add: bool, document: Path | None, llm_compressor_python: str | None
+) -> None:
     """Time every item by turns."""
-    import torch
-
     from benchmarks.items import ITEMS
     from neuronrank.files import write_json
     from neuronrank.method_table import replace_table
@@ -86,19 +87,23 @@ def run(windows: int, repeats: int, results: Path, document: Path | None, llm_co
     timed = {name: (sys.executable, name) for name in ITEMS}
     if llm_compressor_python:
         timed |= {name: (llm_compressor_python, item) for name, item in BESIDE.items()}
-    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in timed}
-    before = _processor_time()
+    earlier = json.loads(results.read_text()) if add else None
+    found: dict[str, Any] = earlier or {"items": {name: [] for name in timed}, "stolen_shares": []}
     for turn in range(repeats):
+        before, runs = _processor_time(), {}
         for name, (python, timed_item) in timed.items():
-            measured[name].append(_measure(python, timed_item, windows))
-            click.echo(f"{turn + 1}/{repeats} {name}: {measured[name][-1]['seconds']:.3f} s", err=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
-    found = {"windows": windows, "repeats": repeats, "device": device, "threads": torch.get_num_threads()}
-    found["stolen_share"] = _stolen_share(before, _processor_time())
-    found["versions"] = measured["forward"][0]["versions"]
-    found["versions_beside"] = measured["forward_beside"][0]["versions"] if llm_compressor_python else None
-    write_json(results, {**found, "items": measured})
-    rendered = render({**found, "items": measured})
+            runs[name] = _measure(python, timed_item, windows)
+            click.echo(f"{turn + 1}/{repeats} {name}: {runs[name]['seconds']:.3f} s", err=True)
+        about = {"windows": windows, **_environment(), "versions": runs["forward"].pop("versions")}
+        about["versions_beside"] = runs["forward_beside"].pop("versions") if llm_compressor_python else None
+        if found.get("about", about) != about or found["items"].keys() != runs.keys():
+            raise click.ClickException(f"{results}: measured {found.get('about')}, this turn {about}. Leave out --add")
+        for name, measured in runs.items():
+            found["items"][name].append({key: value for key, value in measured.items() if key != "versions"})
+        found["stolen_shares"].append(_stolen_share(before, _processor_time()))
+        found["about"] = about
+        write_json(results, found)
+    rendered = render(found)
     if document:
         replace_table(document, rendered, "make bench")
     click.echo(rendered)
@@ -112,6 +117,19 @@ def _require_own_environment() -> None:
             raise click.ClickException(
                 f"{requirement.name} is {version(requirement.name)}, the project needs {requirement}. Run: make setup"
             )
+
+
+def _environment() -> dict[str, Any]:
+    """Return what ratios depend on: the device, the processor's kind, and the number of threads."""
+    import torch
+
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    capability = torch.backends.cpu.get_cpu_capability()
+    processor = f"{names[0] if names else platform.machine()} ({capability})"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"device": device, "processor": processor, "threads": torch.get_num_threads()}
 
 
 def _measure(python: str, name: str, windows: int) -> dict[str, Any]:
@@ -159,10 +177,11 @@ def _beside_lines(versions: dict[str, str] | None) -> list[str]:
     return ["", f"llm-compressor and the forward pass beside it ran in an environment of its own: {_listed(versions)}."]
 
 
-def _stolen_lines(share: float | None) -> list[str]:
-    if share is None:
+def _stolen_lines(shares: list[float | None]) -> list[str]:
+    known = [share for share in shares if share is not None]
+    if not known:
         return []
-    return ["", f"In {share:.0%} of the time that its processors were wanted, the host gave them to others."]
+    return ["", f"In {max(known):.0%} of the time at most that its processors were wanted the host gave them to others."]
 
 
 def _sweep_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -205,12 +224,14 @@ def render(found: dict[str, Any]) -> str:
             f"| {about} | {median(seconds):.2f} | {min(seconds):.2f}, {max(seconds):.2f} | {ratio} | "
             f"{max(run['peak_gib'] for run in runs):.2f} | {size} |"
         )
+    about = found["about"]
+    device = f"{about['device']}, " if about["device"] else ""
     lines += [
         "",
-        f"{found['windows']} windows of 512 tokens, {found['repeats']} turns, {found['device']}, {found['threads']} "
-        f"threads; {_listed(found['versions'])}.",
-        *_beside_lines(found["versions_beside"]),
-        *_stolen_lines(found["stolen_share"]),
+        f"{about['windows']} windows of 512 tokens, turns: {len(found['stolen_shares'])}; {device}{about['processor']}, "
+        f"{about['threads']} threads; {_listed(about['versions'])}.",
+        *_beside_lines(about["versions_beside"]),
+        *_stolen_lines(found["stolen_shares"]),
         *_score_lines(items),
         *_sweep_lines(items),
     ]

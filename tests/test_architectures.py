@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
@@ -31,6 +32,7 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.patterns import read_pattern
 from neuronrank.recipes import read_recipe
+from neuronrank.shards import INDEX
 from neuronrank.scores import compute_factors, score_header
 from neuronrank.statistics_store import Statistics
 from neuronrank.windows import Windows
@@ -129,6 +131,20 @@ class Case:
         return next(m for m in self.reference.modules() if isinstance(m, nn.ModuleList) and len(m) == 2)[index]
 
 
+def add_old_buffers(source: Path) -> None:
+    """As Pythia's published checkpoints have them in every layer; float16 has no -1e9, so that it is -inf there."""
+    buffers = {}
+    for layer in range(2):
+        name = f"gpt_neox.layers.{layer}.attention"
+        buffers[f"{name}.bias"] = torch.ones(1, 1, 64, 64, dtype=torch.bool).tril()
+        buffers[f"{name}.masked_bias"] = torch.tensor(-1e9).half()
+        buffers[f"{name}.rotary_emb.inv_freq"] = torch.tensor([1.0, 0.01]).half()
+    save_file(buffers, source / "buffers.safetensors", metadata={"format": "pt"})
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"] |= dict.fromkeys(buffers, "buffers.safetensors")
+    (source / INDEX).write_text(json.dumps(index))
+
+
 def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | Conv1D)
 
@@ -168,6 +184,8 @@ def case(request, tmp_path_factory) -> Case:
             parameter.normal_(0, 0.3)
     source = tmp_path_factory.mktemp("source")
     model.save_pretrained(source, max_shard_size="15KB")
+    if model_type == "gpt_neox":
+        add_old_buffers(source)
     write_tokenizer(source)
     fetched = tmp_path_factory.mktemp("fetched") / "model"
     fetch_model({"source": "path", "path": str(source)}, fetched)

@@ -5,11 +5,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from neuronrank.checkpoint import Checkpoint
+from neuronrank.checkpoint import Checkpoint, require_finite
 from neuronrank.collection import CollectParams, collect_layers, find_classes
 from neuronrank.errors import NotFiniteError, UnknownName
 from neuronrank.profiles import PROFILES
 from neuronrank.skeleton import layout_of
+from neuronrank.statistics import weight_sums
 from neuronrank.streaming import StreamedModel
 from tests import naive
 
@@ -119,6 +120,31 @@ def test_weight_sums_are_those_of_rows_and_columns(tiny_model, layers):
     np.testing.assert_allclose(sums["column_sum_abs"], np.abs(weight).sum(0), rtol=1e-6)
     np.testing.assert_allclose(sums["column_sum_sq"], (weight**2).sum(0), rtol=1e-6)
     np.testing.assert_allclose(sums["column_max_abs"], np.abs(weight).max(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (5, 31), (4, 33), (3, 512), (2, 545), (2, 1100), (1100, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("reduce", [weight_sums._compiled, weight_sums._plain])
+def test_weight_sums_at_the_edges_of_strips_and_types(shape, dtype, transposed, reduce):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(7)).mul(3).to(dtype)
+    weight[-1, -1] = -50.0  # the largest is the last, and negative
+    rows, columns = reduce(weight.T.contiguous().T if transposed else weight)
+    wide = np.abs(weight.double().numpy())
+    for found, axis in ((rows, 1), (columns, 0)):
+        expected = wide.sum(axis), (wide**2).sum(axis), wide.max(axis)
+        for values, name in zip(found, expected, strict=True):
+            np.testing.assert_allclose(values.numpy(), name, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_a_single_weight_that_is_not_finite_is_found(value, dtype):
+    weight = torch.ones(7, 5, dtype=dtype)
+    require_finite("w", weight)
+    weight[3, 2] = value
+    with pytest.raises(NotFiniteError, match="w: 1 of 35 weights are NaN or infinite"):
+        require_finite("w", weight)
 
 
 def test_nan_weights_are_named(tiny_model, tmp_path):

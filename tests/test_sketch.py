@@ -375,6 +375,7 @@ def test_threads_do_not_change_a_bit(n_threads, openmp, monkeypatch):
         accumulation = Accumulation(Context(3, PROFILES["full"], groups, 4, groups, 4, gram=True))
         accumulation.add("neuron", Tapped.of(x[:2], slice(0, 2), 30))
         accumulation.add("neuron", Tapped.of(x[2:], slice(2, 3), 30))
+        accumulation.add("mlp_in", Tapped.of(x, slice(0, 3), 30))
         return accumulation.result()
 
     alone, together = found(1), found(n_threads)

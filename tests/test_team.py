@@ -1,8 +1,8 @@
 """A function on PyTorch's own threads, and on threads of ours where there are none of GNU OpenMP."""
 
+import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
@@ -47,20 +47,41 @@ def test_what_a_thread_raises_is_raised_when_all_are_done(openmp, monkeypatch):
     assert len(done) == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch brings GNU OpenMP on Linux alone")
+_ON_TWO_THREADS = """
+import threading
+from pathlib import Path
+import torch
+from neuronrank import team
+
+together, seen = threading.Barrier(2), set()
+
+def task():
+    together.wait(timeout=30)
+    seen.add(threading.get_native_id())
+
+torch.set_num_threads(2)
+torch.rand(10**6).exp()
+before = {int(path.name) for path in Path("/proc/self/task").iterdir()}
+team.run_on_all_threads(task)
+assert team._gnu_openmp() is not None
+assert len(seen) == 2, seen
+assert seen <= before, (seen, before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch's packages bring GNU OpenMP on Linux alone")
 def test_they_are_the_threads_of_pytorch_itself():
-    used, seen, together = torch.get_num_threads(), set(), threading.Barrier(2)
+    """In a process of its own: here other tests have started threads that look like them."""
+    done = subprocess.run([sys.executable, "-c", _ON_TWO_THREADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
-    def task() -> None:
-        together.wait(timeout=30)
-        seen.add(threading.get_native_id())
 
-    torch.set_num_threads(2)
+def test_a_fall_back_to_other_threads_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    team._gnu_openmp.cache_clear()
     try:
-        torch.rand(10**6).exp()
-        before = {int(path.name) for path in Path("/proc/self/task").iterdir()}
-        run_on_all_threads(task)
+        with caplog.at_level("INFO", "neuronrank"):
+            assert team._gnu_openmp() is None
     finally:
-        torch.set_num_threads(used)
-    assert len(seen) == 2
-    assert seen <= before
+        team._gnu_openmp.cache_clear()
+    assert "holds no GNU OpenMP" in caplog.text

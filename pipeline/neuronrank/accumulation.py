@@ -39,11 +39,7 @@ class Accumulation:
 
     def _update(self, tap: str, tapped: Tapped, strips: deque[tuple[int, int]]) -> None:
         """Take strips while there are any."""
-        while strips:
-            try:
-                channels = strips.popleft()
-            except IndexError:  # another thread has taken the last
-                return
+        while (channels := _next(strips)) is not None:
             for accumulator in self._of_tap[tap]:
                 accumulator.update(tap, tapped, channels)
 
@@ -53,3 +49,11 @@ class Accumulation:
         for accumulator in self._all:
             found |= accumulator.result()
         return found
+
+
+def _next(strips: deque[tuple[int, int]]) -> tuple[int, int] | None:
+    """Take the next strip. Another thread may take the last between a look and a grasp, so there is only a grasp."""
+    try:
+        return strips.popleft()
+    except IndexError:
+        return None

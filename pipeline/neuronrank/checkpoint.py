@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, check_schema, read_json, sha256_file, sha256_text
-from neuronrank.shards import mapped_tensor, shard_header, tensor_entries
+from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
 
 MODEL_FILE = "model.json"
 SCHEMA = "neuronrank.model/1"
@@ -27,24 +27,6 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.jso
 _TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _RUN = "dvc repro fetch@model"
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
-
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-_TYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""Of the safetensors format."""
 
 
 class Checkpoint:
@@ -102,9 +84,9 @@ class Checkpoint:
         """
         self._require(name)
         path, entry, data_start = self._stored[name]
-        if entry["dtype"] not in _TYPES:
-            raise SourceError(f"{name}: is stored as {entry['dtype']}; supported are {', '.join(_TYPES)}")
-        dtype = _TYPES[entry["dtype"]]
+        if entry["dtype"] not in TYPES:
+            raise SourceError(f"{name}: is stored as {entry['dtype']}; supported are {', '.join(TYPES)}")
+        dtype = TYPES[entry["dtype"]]
         with _reading(path):
             tensor = mapped_tensor(path, entry, data_start, dtype)
         if self._expected is not None:
@@ -164,8 +146,9 @@ def require_finite(name: str, tensor: torch.Tensor) -> None:
         SourceError: the type.
         NotFiniteError: names the tensor and how many entries are bad.
     """
-    if tensor.dtype not in _FLOATS:
-        raise SourceError(f"{name}: has type {tensor.dtype}; supported are {', '.join(map(str, _FLOATS))}")
+    if tensor.dtype not in FLOATS.values():
+        supported = ", ".join(map(str, FLOATS.values()))
+        raise SourceError(f"{name}: has type {tensor.dtype}; supported are {supported}")
     if tensor.numel() == 0 or torch.isfinite(torch.stack(torch.aminmax(tensor))).all():  # NaN is both
         return
     n_bad = int((~torch.isfinite(tensor)).sum())
@@ -244,7 +227,8 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
     tensors = {}
     for name in checkpoint.names:
         tensor = checkpoint.tensor(name)
-        require_finite(name, tensor)
+        if not _is_buffer(tensor):
+            require_finite(name, tensor)
         tensors[name] = {
             "dtype": str(tensor.dtype).removeprefix("torch."),
             "shape": list(tensor.shape),
@@ -259,6 +243,11 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
         "tokenizer_sha256": tokenizer_sha256(directory),
         "fingerprint": sha256_text(canonical_json({"config": config, "tensors": tensors})),
     }
+
+
+def _is_buffer(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can be no weight: Pythia's checkpoints hold masks, and the -inf of what they hide as a scalar."""
+    return tensor.ndim == 0 or not tensor.is_floating_point()
 
 
 def _config(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Safetensors shards as files: headers, raw tensors through memory maps, and the index over several shards."""
+"""Safetensors shards as files: headers, tensors through memory maps, and the index over several shards."""
 
 import json
 import math
@@ -14,6 +14,10 @@ from neuronrank.files import write_json
 
 INDEX = "model.safetensors.index.json"
 _METADATA = "__metadata__"
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+"""Types of the safetensors format that a weight may have."""
+TYPES = FLOATS | {"I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}
+"""And those of the masks and positions that older checkpoints keep beside the weights."""
 
 
 def shard_header(path: Path) -> tuple[dict[str, Any], int]:
@@ -27,20 +31,6 @@ def shard_header(path: Path) -> tuple[dict[str, Any], int]:
 def tensor_entries(header: dict[str, Any]) -> dict[str, Any]:
     """Return name -> `dtype`, `shape` and `data_offsets` of the tensors of a header."""
     return {name: entry for name, entry in header.items() if name != _METADATA}
-
-
-def raw_tensor(path: Path, entry: dict[str, Any], data_start: int) -> NDArray[Any]:
-    """Map one tensor as unsigned integers of its item size, in its shape; what is written to it stays in memory.
-
-    Raises:
-        ValueError: the file is shorter than the header says.
-    """
-    first, last = entry["data_offsets"]
-    n_items = math.prod(entry["shape"])
-    if n_items == 0:
-        return np.empty(entry["shape"], dtype=np.uint8)
-    dtype = np.dtype(f"u{(last - first) // n_items}")
-    return np.memmap(path, dtype=dtype, mode="c", offset=data_start + first, shape=tuple(entry["shape"]))
 
 
 def mapped_tensor(path: Path, entry: dict[str, Any], data_start: int, dtype: torch.dtype) -> torch.Tensor:
@@ -86,11 +76,11 @@ def rewrite_shard(source: Path, target: Path, kept: dict[str, tuple[int, NDArray
     with target.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for name, entry in entries:
-            tensor = raw_tensor(source, entry, data_start)
+            tensor = mapped_tensor(source, entry, data_start, TYPES[entry["dtype"]])
             if name in kept:
                 axis, indices = kept[name]
-                tensor = np.take(tensor, indices, axis=axis)
-            file.write(np.ascontiguousarray(tensor).data)
+                tensor = tensor.index_select(axis, torch.from_numpy(indices))
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def write_index(directory: Path, shards: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ class Skeleton:
         if weights.untied:
             config.tie_word_embeddings = False
         self.layout = layout_of(config.model_type)
-        with init_empty_weights(include_buffers=False), no_init_weights():  # drawing them takes as long as a layer
+        with init_empty_weights(include_buffers=False), no_init_weights():  # what would be drawn is loaded instead
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         self.layers: nn.ModuleList = self.model.get_submodule(self.layout.layers)
         self._mapping = get_model_conversion_mapping(self.model)

@@ -1,11 +1,11 @@
 """PyTorch's own threads, for the compiled loops between two of its operations.
 
-PyTorch's threads (GNU OpenMP's, on Linux) go on spinning for milliseconds after an operation, so that the next one
-begins at once. Threads of ours would share the cores with them: two were measured to be no faster than one. Told not
-to spin, PyTorch runs a forward pass a quarter slower. So the loops run on those threads themselves.
+PyTorch's threads (GNU OpenMP's, in its Linux packages) go on spinning for milliseconds after an operation, so that the
+next one begins at once. Threads of ours would share the cores with them, so the loops run on those threads themselves.
 """
 
 import ctypes
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
+log = logging.getLogger("neuronrank")
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def run_on_all_threads(task: Callable[[], None]) -> None:
     """Call a function on so many threads as PyTorch uses, this one among them, and wait for all.
 
-    Where PyTorch brings no GNU OpenMP (other systems than Linux) threads are started for it.
+    Where PyTorch brings no GNU OpenMP, threads are started for it, which is logged once.
 
     Raises:
         BaseException: what the function raised, on whichever thread.
@@ -53,5 +54,9 @@ def run_on_all_threads(task: Callable[[], None]) -> None:
 @cache
 def _gnu_openmp() -> Any | None:
     """Return `GOMP_parallel(function, argument, threads, flags)` of the OpenMP that PyTorch has loaded."""
-    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ctypes.CDLL(str(found[0])).GOMP_parallel if found else None
+    directory = Path(torch.__file__).parent / "lib"
+    found = sorted(directory.glob("libgomp*.so*"))
+    if not found:
+        log.info("%s: holds no GNU OpenMP; loops run on threads of their own, which is slower", directory)
+        return None
+    return ctypes.CDLL(str(found[0])).GOMP_parallel
