@@ -15,8 +15,9 @@ import platformdirs
 from pydantic import Field
 
 from neuronrank.errors import SourceError
-from neuronrank.files import explain_write_errors, sha256_file
+from neuronrank.files import sha256_file
 from neuronrank.params import Section
+from neuronrank.storage import explain_write_errors
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from neuronrank.checkpoint import MODEL_FILE, Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import output_directory, write_json
+from neuronrank.files import write_json
 from neuronrank.mask_store import MaskFile
+from neuronrank.outputs import output_directory
 from neuronrank.shards import shard_header, write_index
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}

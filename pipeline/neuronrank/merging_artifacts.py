@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, Fitted
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging import Arrays, merge_arrays
+from neuronrank.outputs import resumable_directory
 from neuronrank.statistics_schema import ARRAYS, TOTALS
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.statistics_writer import StatisticsWriter
