@@ -448,3 +448,25 @@ def test_a_refused_write_is_a_storage_error_and_the_earlier_file_stays(tmp_path,
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(FileNotFoundError), output_file(tmp_path / "out"):
         raise FileNotFoundError(errno.ENOENT, "elsewhere")
+
+
+def test_only_the_first_process_of_a_run_holds_its_outputs(tmp_path, monkeypatch):
+    import click
+    from click.testing import CliRunner
+
+    from stages._command import OutPath, stage_command
+
+    @stage_command("collect", "example")
+    @click.option("--out", type=OutPath)
+    def work(out, params):
+        click.echo(f"held {names(tmp_path)}")
+        return {}
+
+    (tmp_path / "params.yaml").touch()
+    files = {"--out": "out", "--metrics": "metrics.json", "--params": "params.yaml"}
+    arguments = [word for option, name in files.items() for word in (option, str(tmp_path / name))]
+    for rank, held in (("0", [".metrics.json.lock", ".out.lock"]), ("1", [])):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", rank)
+        assert CliRunner().invoke(work, arguments).output == f"held {[*held, 'params.yaml']}\n"
+        assert names(tmp_path) == ["params.yaml"]

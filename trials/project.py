@@ -1,4 +1,4 @@
-"""A project small enough to run hundreds of times: a random two-layer model, random words, two settings of everything."""
+"""A project small enough to run hundreds of times: a random two-layer model, random words, two settings of all."""
 
 import copy
 import json

@@ -39,7 +39,6 @@ def _stage(name: str, arguments: str, outs: Sequence[str], title: str = "", resu
 
 _MODEL = "--model artifacts/model"
 _CALIBRATION = f"{_MODEL} --tokens artifacts/calibration"
-_MASK = "artifacts/mask.safetensors"
 STEPS = (
     _stage("fetch", "model --out out/model", ["model"], "fetch model"),
     _stage("fetch", "text --out out/text", ["text"], "fetch text"),
@@ -71,14 +70,20 @@ STEPS = (
         resumes=True,
     ),
     _stage("report", "--artifacts reported --measured reported/metrics --out out/report", ["report"]),
-    Step("export", "neuronrank", tuple(f"export {_MODEL} --mask {_MASK} --out out/pruned".split()), ("pruned",), False, True),
+    Step(
+        "export",
+        "neuronrank",
+        ("export", "--model", "artifacts/model", "--mask", "artifacts/mask.safetensors", "--out", "out/pruned"),
+        ("pruned",),
+        needs_absent=True,
+    ),
     Step(
         "merge",
         "neuronrank",
-        tuple("merge artifacts/statistics artifacts/second --out out/merged".split()),
+        ("merge", "artifacts/statistics", "artifacts/second", "--out", "out/merged"),
         ("merged",),
-        True,
-        True,
+        resumes=True,
+        needs_absent=True,
     ),
 )
 SECOND = _stage(

@@ -8,12 +8,13 @@ Nothing here imports torch.
 import contextlib
 import hashlib
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from neuronrank.errors import NeuronrankError, StorageError
+from neuronrank.errors import NeuronrankError, SourceError, StorageError
 from neuronrank.locks import one_writer
 from neuronrank.storage import (
     beside,
@@ -100,6 +101,21 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
             raise
         settle(path)
         remove(work)
+
+
+def require_absent(path: Path) -> None:
+    """Refuse to write where something is; what a killed run left beside it is cleaned, which no next run would.
+
+    Raises:
+        SourceError: `path` exists.
+    """
+    if not os.path.lexists(path):
+        return
+    with contextlib.suppress(StorageError), one_writer(path), explain_write_errors(path):
+        clean(path)
+        for work in _work_directories(path):
+            remove(work)
+    raise SourceError(f"{path}: already exists; choose another place or delete it first")
 
 
 def _require_replaceable(path: Path) -> None:
