@@ -26,14 +26,15 @@ def built(root: Path) -> Iterator[None]:
     make_project(root)
     steps = {step.name: step for step in STEPS}
     with contextlib.chdir(root):
-        for name in ("fetch model", "fetch text"):
-            _keep(steps[name])
-        prepare = steps["prepare"]
-        _keep(prepare, params="second.yaml", rename={"calibration": "second-calibration"})
-        shutil.rmtree("artifacts/evaluation")
+        _keep(steps["fetch model"])
+        for name in ("fetch text", "prepare"):
+            _keep(steps[name], params="second.yaml", rename={"calibration": "second-calibration"})
+        for name in ("text", "evaluation"):
+            shutil.rmtree(f"artifacts/{name}")
+        _keep(steps["fetch text"])
         for name, metrics in (("prepare", ""), ("collect", ""), ("score", "score"), ("prune", "prune/wanda")):
             _keep(steps[name], metrics)
-        _keep(SECOND, rename={})
+        _keep(SECOND)
         _report_inputs(steps["eval"])
         yield
 

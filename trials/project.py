@@ -40,7 +40,7 @@ def _params() -> dict[str, Any]:
             "documents_per_batch": 4,
             "profile": "standard",
             "classes": 6,
-            "topics": {"micro_topics": 4, "iterations": 2, "seed": 0},
+            "topics": {"micro_topics": 4, "iterations": 4, "seed": 0},
         },
         "recipes": {"wanda": {"attention": part, "mlp": part}},
         "patterns": {"50pct": {"rule": "unstructured", "sparsity": 0.5}},

@@ -53,7 +53,7 @@ def fetch_wheel(wheel: Wheel) -> Path:
             log.info("%s %s: taken from the cache", wheel.package, wheel.version)
             return kept
         log.warning("%s: its checksum is wrong, downloading it again", kept)
-        kept.unlink()
+        kept.unlink(missing_ok=True)
     with one_writer(kept, wait=True) as waited:
         if not (waited and kept.exists()):
             _keep(wheel, kept)

@@ -182,13 +182,8 @@ def clean(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a directory, when there is one; another process may delete some of it meanwhile."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, onerror=_unless_gone)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _unless_gone(_function: Any, _path: str, error: Any) -> None:
-    if not isinstance(error[1], FileNotFoundError):
-        raise error[1]
+    """Delete a file, a link or a directory, when there is one."""
+    while path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(FileNotFoundError):  # another process deletes some of it meanwhile
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
