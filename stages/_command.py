@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.files import write_json
+from neuronrank.locks import one_writer
 
 InFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 InDirectory = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -47,9 +48,10 @@ def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]]
                     raise ParamsError(
                         f"{name} runs in one process; only {' and '.join(_DISTRIBUTED)} run under torchrun"
                     )
-                measured = work(**options)
-                if measured:  # else another process writes them
-                    write_json(metrics, {**measured, **_costs(begin)})
+                with _only_writer(metrics, options):
+                    measured = work(**options)
+                    if measured:  # else another process writes them
+                        write_json(metrics, {**measured, **_costs(begin)})
             except NeuronrankError as err:
                 raise click.ClickException("\n".join([str(err), *getattr(err, "__notes__", [])])) from err
 
@@ -68,6 +70,20 @@ def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]]
         return command
 
     return decorate
+
+
+@contextmanager
+def _only_writer(metrics: Path, options: dict[str, Any]) -> Iterator[None]:
+    """Hold every output of a stage from its start: another run is refused at once, and outputs never mix two runs."""
+    if int(os.environ.get("RANK", "0")) > 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield  # the first process writes, and holds them
+        return
+    parameters = click.get_current_context().command.params
+    outputs = [path for param in parameters if param.type is OutPath and (path := options.get(str(param.name)))]
+    with ExitStack() as held:
+        for path in [*outputs, metrics]:
+            held.enter_context(one_writer(path))
+        yield
 
 
 def _costs(begin: float) -> Metrics:

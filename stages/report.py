@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from neuronrank.files import output_directory
+from neuronrank.outputs import output_directory
 from neuronrank.params import lookup, read_params, validate
 from neuronrank.reporting.details import FACTOR_COLUMNS, SPARSITY_COLUMNS, factor_percentiles, sparsity_by_layer
 from neuronrank.reporting.page import render

@@ -1,97 +1,14 @@
-"""Outputs appear whole or not at all, and their bytes depend on their content alone."""
+"""Files in our formats: their bytes depend on their content alone, and what is not one of them is refused."""
 
-import errno
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from neuronrank.errors import ArtifactError, StorageError
-from neuronrank.files import (
-    canonical_json,
-    output_directory,
-    output_file,
-    read_header,
-    read_json,
-    sha256_file,
-    write_json,
-    write_tensors,
-)
-
-
-def test_a_failed_directory_leaves_the_earlier_one_and_no_litter(tmp_path):
-    out = tmp_path / "out"
-    with output_directory(out) as partial:
-        (partial / "a").write_text("first")
-    with pytest.raises(RuntimeError, match="stop"), output_directory(out) as partial:
-        (partial / "a").write_text("second")
-        raise RuntimeError("stop")
-    assert (out / "a").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_finished_directory_replaces_the_earlier_one_whole(tmp_path):
-    out = tmp_path / "out"
-    for name in ("a", "b"):
-        with output_directory(out) as partial:
-            (partial / name).write_text(name)
-    assert [path.name for path in out.iterdir()] == ["b"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_rename_that_fails_puts_the_earlier_directory_back(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    with output_directory(out) as partial:
-        (partial / "a").write_text("first")
-    rename = Path.rename
-
-    def refuse(path, target):
-        if path.name.endswith(".partial"):
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(StorageError), output_directory(out) as partial:
-        (partial / "a").write_text("second")
-    assert (out / "a").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_refused_read_elsewhere_is_not_told_as_a_write(tmp_path):
-    with pytest.raises(PermissionError), output_file(tmp_path / "out"):
-        raise PermissionError(errno.EACCES, "no", "/elsewhere/input")
-
-
-def test_what_a_killed_run_left_behind_is_no_obstacle(tmp_path):
-    litter = tmp_path / ".out.partial"
-    litter.mkdir()
-    (litter / "half").write_text("x")
-    with output_directory(tmp_path / "out") as partial:
-        (partial / "a").write_text("a")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_refused_write_is_a_storage_error_and_the_earlier_file_stays(tmp_path, code):
-    path = tmp_path / "out.json"
-    write_json(path, {"a": 1})
-    with (
-        pytest.raises(StorageError, match=f"out.json: cannot write: {os.strerror(code)}"),
-        output_file(path) as partial,
-    ):
-        partial.write_text("half")
-        raise OSError(code, os.strerror(code))
-    assert read_json(path, "x") == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.json"]
-
-
-def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
-    with pytest.raises(FileNotFoundError), output_file(tmp_path / "out"):
-        raise FileNotFoundError(errno.ENOENT, "elsewhere")
+from neuronrank.files import canonical_json, read_header, sha256_file, write_tensors
 
 
 def test_json_is_sorted_and_refuses_nan():

@@ -10,12 +10,13 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
-from neuronrank import collecting, registry
+from neuronrank import collecting, locks, registry
 from neuronrank.cli import main
 from neuronrank.mask_store import MaskFile
 from neuronrank.oneshot.flags import in_flags
 from neuronrank.oneshot.request import Flags, read_request
 from neuronrank.presets import ALIASES
+from tests.test_outputs import hold
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,27 @@ def test_a_second_run_performs_no_forward_and_says_so(run, tmp_path, caplog, mon
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
     assert (one["calibration"]["forward_pass"], two["calibration"]["forward_pass"]) == (True, False)
     assert (tmp_path / "one/mask.safetensors").read_bytes() != (tmp_path / "two/mask.safetensors").read_bytes()
+
+
+def test_a_run_that_waited_for_another_one_takes_the_statistics_that_it_left(run, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="neuronrank")
+    cache, aside = tmp_path / "cache", tmp_path / "aside"
+    assert run("--prune_method", "wanda", cache=cache).exit_code == 0
+    (collected,) = (path.parent for path in cache.glob("statistics/*/manifest.json"))
+    collected.rename(aside)
+    monkeypatch.setattr(torch.nn.Module, "__call__", lambda *_a, **_k: pytest.fail("a model was run"))
+    with hold(collected) as other:
+
+        def put_back(*words):
+            if "waiting" in words[0]:  # the other process has what it collected take its place, and ends
+                aside.rename(collected)
+                other.stdin.close()
+
+        monkeypatch.setattr(locks.log, "info", put_back)
+        done = run("--prune_method", "wanda", "--save", str(tmp_path / "out"), cache=cache)
+    assert done.exit_code == 0, done.output
+    assert not json.loads((tmp_path / "out/summary.json").read_text())["calibration"]["forward_pass"]
+    assert not list(cache.rglob(".*"))
 
 
 def test_fewer_samples_are_taken_from_a_larger_artifact_where_the_method_can(run, tmp_path, caplog):

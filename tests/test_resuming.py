@@ -17,8 +17,8 @@ from neuronrank.checkpoint import open_model
 from neuronrank.collection import CollectParams
 from neuronrank.errors import NotFiniteError
 from neuronrank.fetching import fetch_model
-from neuronrank.files import resumable_directory
 from neuronrank.hidden_states import HiddenStates
+from neuronrank.outputs import resumable_directory
 from neuronrank.ranks import ALONE, Ranks
 from neuronrank.windows import Windows
 from tests.imports import ROOT
@@ -235,7 +235,7 @@ def test_what_was_written_before_the_machine_started_is_not_trusted(tmp_path, mo
 
     with pytest.raises(RuntimeError):
         write("first")
-    monkeypatch.setattr("neuronrank.files.boot_id", lambda: "another")
+    monkeypatch.setattr("neuronrank.outputs.boot_id", lambda: "another")
     assert write("second") == ["artifact"]
 
 

@@ -18,8 +18,9 @@ from neuronrank import __version__
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route, collect_layers, find_classes
 from neuronrank.errors import ParamsError
-from neuronrank.files import boot_id, canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging_artifacts import FittedOn
+from neuronrank.outputs import boot_id, resumable_directory
 from neuronrank.prediction import Needs, collected_shape, predict
 from neuronrank.ranks import ALONE, Ranks
 from neuronrank.routing import routing_lines

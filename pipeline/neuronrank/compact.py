@@ -14,9 +14,10 @@ from neuronrank import registry
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.errors import MismatchError
 from neuronrank.export import change_config, copy_all_but_weights, open_for_export
-from neuronrank.files import output_directory, write_json
+from neuronrank.files import write_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import Rows
+from neuronrank.outputs import output_directory
 from neuronrank.shards import INDEX, rewrite_shard, write_index
 
 _EXPERT_BYTES = 16

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from neuronrank.errors import ArtifactError, SourceError
-from neuronrank.files import output_file
+from neuronrank.outputs import output_file
 
 SOURCES_FILE = "sources.json"
 """Beside the texts: what each was fetched with."""

@@ -4,7 +4,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +14,11 @@ import platformdirs
 from pydantic import Field
 
 from neuronrank.errors import SourceError
-from neuronrank.files import explain_write_errors, sha256_file
+from neuronrank.files import sha256_file
+from neuronrank.locks import one_writer
+from neuronrank.outputs import output_file
 from neuronrank.params import Section
+from neuronrank.storage import beside, remove
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +53,30 @@ def fetch_wheel(wheel: Wheel) -> Path:
             log.info("%s %s: taken from the cache", wheel.package, wheel.version)
             return kept
         log.warning("%s: its checksum is wrong, downloading it again", kept)
-        kept.unlink()
-    with explain_write_errors(kept):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-            got = _download(wheel, Path(folder))
+        kept.unlink(missing_ok=True)
+    with one_writer(kept, wait=True) as waited:
+        if not (waited and kept.exists()):
+            _keep(wheel, kept)
+    return kept
+
+
+def _keep(wheel: Wheel, kept: Path) -> None:
+    """Download a wheel and put it in its place when its checksum is right."""
+    folder = beside(kept, "download")
+    with output_file(kept) as partial:
+        remove(folder)  # a killed run left it
+        folder.mkdir()
+        try:
+            got = _download(wheel, folder)
             found = sha256_file(got)
             if found != wheel.sha256:
                 raise SourceError(
                     f"{got.name}: sha256 is {found}, expected {wheel.sha256}. "
                     f"The registry gave another file than the pinned one; nothing was kept"
                 )
-            got.replace(kept)
-    return kept
+            got.replace(partial)
+        finally:
+            remove(folder)
 
 
 def _download(wheel: Wheel, folder: Path) -> Path:

@@ -8,7 +8,7 @@ NeuronrankError
 ├── MismatchError      two artifacts, or an artifact and a model, that do not belong together
 ├── NotFiniteError     NaN or infinity where a number is needed
 ├── DegenerateError    a statistic that cannot rank anything (all zero, all equal)
-└── StorageError       the disk refused a write
+└── StorageError       the disk refused a write, or another process is writing the same output
 """
 
 
@@ -45,4 +45,4 @@ class DegenerateError(NeuronrankError):
 
 
 class StorageError(NeuronrankError):
-    """Writing failed: disk full, read-only directory."""
+    """Writing failed: disk full, read-only directory, another process at the same output."""

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from neuronrank.checkpoint import MODEL_FILE, Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import output_directory, write_json
+from neuronrank.files import write_json
 from neuronrank.mask_store import MaskFile
+from neuronrank.outputs import output_directory, require_absent
 from neuronrank.shards import shard_header, write_index
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -62,8 +63,7 @@ def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpo
         MismatchError: the mask was made for another model, or names a weight that the model lacks or that changed.
         SourceError: `out` already exists.
     """
-    if out.exists():
-        raise SourceError(f"{out}: already exists; choose another place or delete it first")
+    require_absent(out)
     masks.require_model(model.fingerprint, model.directory)
     checkpoint = model.checkpoint()
     for name in masks.weights:

@@ -6,7 +6,8 @@ from typing import Any
 from neuronrank.checkpoint import MODEL_FILE, describe_model
 from neuronrank.documents import SOURCES_FILE, write_documents
 from neuronrank.errors import SourceError
-from neuronrank.files import output_directory, write_json
+from neuronrank.files import write_json
+from neuronrank.outputs import output_directory
 from neuronrank.sources import read_source, read_texts
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from neuronrank.errors import SourceError
-from neuronrank.files import explain_write_errors
+from neuronrank.storage import explain_write_errors
 
 log = logging.getLogger(__name__)
 

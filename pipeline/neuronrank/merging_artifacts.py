@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, Fitted
-from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.errors import MismatchError
+from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging import Arrays, merge_arrays
+from neuronrank.outputs import require_absent, resumable_directory
 from neuronrank.statistics_schema import ARRAYS, TOTALS
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.statistics_writer import StatisticsWriter
@@ -79,8 +80,7 @@ def merge_artifacts(parts: Sequence[Path], out: Path) -> dict[str, Any]:
             profile whose arrays do not merge.
         StorageError: the disk refused a write.
     """
-    if out.exists():
-        raise SourceError(f"{out}: already exists; choose another place or delete it first")
+    require_absent(out)
     opened = [Statistics(part) for part in parts]
     token_ids = [one.token_ids() for one in opened]
     _require_mergeable(opened, token_ids)

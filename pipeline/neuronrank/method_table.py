@@ -22,9 +22,9 @@ from neuronrank.comparison import perplexity, perplexity_ratio
 from neuronrank.compatibility import why_unfit
 from neuronrank.errors import ArtifactError
 from neuronrank.evaluation import EvalParams, load_model, window_losses
-from neuronrank.files import output_file
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
+from neuronrank.outputs import output_file
 from neuronrank.params import lookup, validate
 from neuronrank.patterns import Pattern, read_pattern
 from neuronrank.recipes import Recipe, read_recipe

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.documents import SOURCES_FILE, read_documents
-from neuronrank.files import output_directory, read_json
+from neuronrank.files import read_json
+from neuronrank.outputs import output_directory
 from neuronrank.tokenisation import (
     PrepareParams,
     calibration_windows,

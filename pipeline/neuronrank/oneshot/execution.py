@@ -17,13 +17,15 @@ from neuronrank.compact import export_compact
 from neuronrank.errors import SourceError
 from neuronrank.export import export_model
 from neuronrank.fetching import fetch_model
-from neuronrank.files import canonical_json, output_directory, sha256_text, write_json
+from neuronrank.files import canonical_json, sha256_text, write_json
+from neuronrank.locks import one_writer
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.oneshot.calibration import Scored, scored_alone, scored_statistics
 from neuronrank.oneshot.preflight import require_possible
 from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
+from neuronrank.outputs import output_directory
 from neuronrank.score_store import write_scores
 from neuronrank.scores import score_header
 from neuronrank.zero_shot import Tasks, ZeroShotParams, load_tasks
@@ -125,7 +127,8 @@ def _require_free(outputs: Outputs) -> None:
 def _model(request: Request, cache: Path) -> ModelArtifact:
     """Fetch and describe the model anew each time: its files may have changed."""
     directory = cache / "models" / sha256_text(canonical_json(request.model))[:16]
-    description = fetch_model(request.model, directory)
+    with one_writer(directory, wait=True):
+        description = fetch_model(request.model, directory)
     log.info("model: %s, fingerprint %s", json.dumps(request.model), description["fingerprint"][:16])
     return open_model(directory)
 

@@ -6,6 +6,7 @@ from typing import Any
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.documents import Document
 from neuronrank.files import canonical_json, sha256_text
+from neuronrank.locks import one_writer
 from neuronrank.params import validate
 from neuronrank.sources import read_source
 from neuronrank.tokenisation import (
@@ -45,7 +46,8 @@ def calibration_tokens(model: ModelArtifact, text: dict[str, Any], prepare: dict
     shared = {"tokenizer_sha256": model.tokenizer_sha256, "window_tokens": options.window_tokens}
     header = {**shared, "seed": options.seed, "source": text, "origins": origins}
     if text["source"] != "files":
-        write_windows(path, ids, header)
+        with one_writer(path, wait=True):
+            write_windows(path, ids, header)
     return Windows(ids, header)
 
 
