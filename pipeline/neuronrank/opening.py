@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ class OpenStatistics:
             return list(QUANTILES)
         if axis == "bin":
             edges = [0.0, *EDGES.tolist(), math.inf]
-            return list(zip(edges, edges[1:], strict=False))
+            return list(pairwise(edges))
         raise UnknownName(
             f"{self.directory}: axis {axis!r} has no names here; layer, document, class, quantile, bin and, in a "
             f"mixture, expert have"
