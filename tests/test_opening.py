@@ -1,5 +1,6 @@
 """`neuronrank.open_statistics`: against hand-made sums, and against the store read by plain zarr."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from neuronrank import statistics_store
 from neuronrank.errors import ArtifactError, UnknownName
 from neuronrank.statistics_writer import StatisticsWriter
 from tests import artifacts
+from tests.imports import ROOT
 
 SUMS = {
     ("mlp_in", "sum_sq"): [[9, 0, 9, 16], [16, 9, 0, 9]],
@@ -191,3 +193,21 @@ def test_the_package_loads_nothing_and_reading_loads_no_torch(stats):
     )
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_examples_of_reading_run_and_give_the_axes_that_they_state(finished_project, monkeypatch, capsys):
+    monkeypatch.chdir(finished_project.root)
+    names: dict = {}
+    n_stated = 0
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/READING.md").read_text(), re.DOTALL):
+        exec(block, names)
+        for line in block.splitlines():
+            code, stated, comment = line.partition("  # (")
+            if stated and not comment.startswith("low"):
+                value = eval(code.partition(" = ")[2] or code, names)
+                assert np.ndim(value) == len(comment.partition(")")[0].split(",")), line
+                n_stated += 1
+    assert n_stated == 9
+    shown = capsys.readouterr().out
+    assert "('layer', 'channel') (2, 24) float64 activation^2 a^2 over all calibration tokens False" in shown
+    assert "did you mean 'neuron/sum_abs'?" in shown
