@@ -20,9 +20,19 @@ def file_of(module: str) -> Path | None:
 
 @cache
 def imported_modules(path: Path) -> frozenset[str]:
-    """Return every module that a file imports, anywhere in it, with the packages above each."""
+    """Return every module that a file imports, anywhere in it, with the packages above each.
+
+    What is imported for types alone is never loaded and left out.
+    """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    unloaded = {id(inner) for node in for_types for statement in node.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if id(node) in unloaded:
+            continue
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

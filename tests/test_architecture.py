@@ -87,6 +87,8 @@ FILES = {
     "comparison.py": {"torch", "transformers"},
     "describing_methods.py": {"torch", "transformers", "neuronrank.statistics_store"},
     "inspecting.py": {"torch", "transformers", "neuronrank.scoring"},
+    "opening.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "differ*.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
     "sizing.py": {"torch", "transformers", "neuronrank.scoring"},
     "evaluation.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.scores", "lm_eval"},
     "zero_shot.py": {"neuronrank.scoring", "neuronrank.statistics", "neuronrank.evaluation"},
@@ -146,6 +148,7 @@ def test_reading_artifacts_needs_neither_torch_nor_transformers():
     script = (
         "import sys, neuronrank.statistics_store, neuronrank.score_store, neuronrank.mask_store, neuronrank.scores;"
         "import neuronrank.describing_methods, neuronrank.inspection_text, neuronrank.sizing, neuronrank.topic_report;"
+        "import neuronrank.opening, neuronrank.difference_text;"
         "from neuronrank import registry; [registry.load('scoring', name) for name in registry.names('scoring')];"
         "sys.exit(int(bool({'torch', 'transformers'} & set(sys.modules))))"
     )

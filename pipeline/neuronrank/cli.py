@@ -193,6 +193,33 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the same as JSON, whole.")
+def diff(a: Path, b: Path, as_json: bool) -> None:
+    """Say in which settings, and then numbers, two artifacts of one kind differ.
+
+    Statistics and models are directories; scores, masks, losses and token windows are files. NaN equals NaN.
+
+    Exit code: 0 when they are equal, 1 when they differ, 2 on an error.
+
+    Example: neuronrank diff mine/wanda.safetensors artifacts/scores/wanda.safetensors
+    """
+    from neuronrank.difference_text import difference_lines
+    from neuronrank.differing import difference
+    from neuronrank.files import canonical_json
+
+    try:
+        found = difference(a, b)
+    except (NeuronrankError, OSError) as err:
+        failed = click.ClickException(str(err))
+        failed.exit_code = 2  # 1 says that they differ
+        raise failed from err
+    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(difference_lines(found)))
+    click.get_current_context().exit(0 if found["equal"] else 1)
+
+
+@main.command()
 @click.argument("statistics", type=click.Path(path_type=Path))
 @click.option("--layer", type=int, required=True, help="Which layer, from 0.")
 @click.option("--topics", type=int, help="Merge the micro-topics to so many topics; as collected when left out.")

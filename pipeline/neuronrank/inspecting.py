@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neuronrank import losses, mask_store, score_store, windows
 from neuronrank.errors import ArtifactError
-from neuronrank.files import read_metadata
+from neuronrank.files import read_json, read_metadata
 from neuronrank.realised import part_counts
 from neuronrank.routing import describe_routing
 from neuronrank.statistics_store import MANIFEST, Statistics
@@ -30,12 +30,8 @@ def describe(path: Path) -> Description:
     Raises:
         ArtifactError: missing, incomplete, corrupt, or none of ours.
     """
+    schema = stated_schema(path)
     if path.is_dir():
-        if not (path / MANIFEST).exists():
-            raise ArtifactError(
-                f"{path}: has no {MANIFEST}, so it is no statistics artifact, or not a complete one. Scores, masks, "
-                f"losses and token windows are files: give one of those below it"
-            )
         return _describe_statistics(path)
     readers: dict[str, Callable[[Path], Description]] = {
         score_store.SCHEMA: _describe_scores,
@@ -43,7 +39,6 @@ def describe(path: Path) -> Description:
         losses.SCHEMA: _describe_losses,
         windows.SCHEMA: _describe_windows,
     }
-    schema = _schema(path)
     if schema not in readers:
         raise ArtifactError(
             f"{path}: schema is {schema!r}; expected one that this version writes: {', '.join(readers)}"
@@ -51,9 +46,18 @@ def describe(path: Path) -> Description:
     return readers[schema](path)
 
 
-def _schema(path: Path) -> str:
-    """Return the schema that a file states, "none" when it states none."""
-    header = read_metadata(path, "dvc repro")
+def stated_schema(path: Path) -> str:
+    """Return the schema that a file, or the manifest of statistics, states; "none" when it states none.
+
+    Raises:
+        ArtifactError: missing, corrupt, or a directory that is no complete statistics artifact.
+    """
+    if path.is_dir() and not (path / MANIFEST).exists():
+        raise ArtifactError(
+            f"{path}: has no {MANIFEST}, so it is no statistics artifact, or not a complete one. Scores, masks, "
+            f"losses and token windows are files: give one of those below it"
+        )
+    header = read_json(path / MANIFEST, "dvc repro collect") if path.is_dir() else read_metadata(path, "dvc repro")
     return str(header.get("schema", "none")) if isinstance(header, dict) else "none"
 
 

@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import check_schema, read_header, read_json, read_tensors
 from neuronrank.profiles import PROFILES, smallest_with
-from neuronrank.statistics_schema import SCHEMA
+from neuronrank.statistics_schema import SCHEMA, TOKEN_IDS
 from neuronrank.tap_names import EXPERT_TAPS, base, block, expert, n_experts, of_expert
 from neuronrank.tap_statistics import TapStatistics
 
 _REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "lm_head", "profile", "arrays")
 MANIFEST = "manifest.json"
+WEIGHTS_FILE = "weights.safetensors"
 _RUN = "dvc repro collect"
 _BLOCK_BYTES = 128 << 20
 """How much of one array is read at once, unless one layer alone is larger."""
@@ -166,9 +167,9 @@ class Statistics:
         """Return the (N, T) calibration tokens.
 
         Raises:
-            ArtifactError: corrupt.
+            ArtifactError: the artifact does not hold them, or they are corrupt.
         """
-        return np.asarray(self._read(self._root["token_ids"], slice(None)))
+        return np.asarray(self.read(TOKEN_IDS))
 
     def weight_sums(self, module: str, name: str) -> NDArray[np.float32]:
         """Return a vector of a module's weight, for example `row_sum_sq`, (O,).
@@ -176,16 +177,48 @@ class Statistics:
         Raises:
             ArtifactError: missing or corrupt.
         """
-        path = self.directory / "weights.safetensors"
+        held = self.all_weight_sums()
+        if f"{module}.{name}" not in held:
+            raise ArtifactError(f"{self.directory / WEIGHTS_FILE}: has no {name} of {module}. Run: {_RUN}")
+        return held[f"{module}.{name}"]
+
+    def all_weight_sums(self) -> dict[str, NDArray[np.float32]]:
+        """Return every vector of the weights, by `<module>.<row or column>_<statistic>`.
+
+        Raises:
+            ArtifactError: missing or corrupt.
+        """
+        path = self.directory / WEIGHTS_FILE
         if self._weights is None:
             read_header(path, SCHEMA, _RUN)
             self._weights = read_tensors(path)
-        if f"{module}.{name}" not in self._weights:
-            raise ArtifactError(f"{path}: has no {name} of {module}. Run: {_RUN}")
-        return self._weights[f"{module}.{name}"]
+        return self._weights
+
+    @property
+    def array_paths(self) -> list[str]:
+        """Paths of all arrays of the Zarr store, `<tap>/<array>`, the calibration tokens last."""
+        held = [f"{group}/{name}" for group, names in sorted(self.manifest["arrays"].items()) for name in names]
+        return [*held, *([TOKEN_IDS] if TOKEN_IDS in self._root else [])]
+
+    def stored(self, path: str) -> Any:
+        """Return one of `array_paths` for its `shape`, `dtype`, `chunks` and `attrs`; `read` checks the values.
+
+        Raises:
+            ArtifactError: the artifact does not hold it.
+        """
+        tap, _, name = path.rpartition("/")
+        return self._array(tap, name)
+
+    def read(self, path: str, layers: slice = slice(None)) -> NDArray[Any]:
+        """Return an array, or some of its first axis; only the chunks that those lie in are read.
+
+        Raises:
+            ArtifactError: the artifact does not hold it, or its data are corrupt or missing.
+        """
+        return self._read(self.stored(path), layers)
 
     def _array(self, tap: str, name: str) -> Any:
-        path = f"{tap}/{name}"
+        path = f"{tap}/{name}" if tap else name
         if path not in self._arrays:
             try:
                 self._arrays[path] = self._root[path]
@@ -195,13 +228,15 @@ class Statistics:
 
     def _why_missing(self, tap: str, name: str) -> str:
         profile, collect = self.manifest["profile"], self.manifest["collect"]
-        if name.startswith("class") and not collect.get("classes", 1):
+        if (name.startswith("class") or tap == "classes") and not collect.get("classes", 1):
             return f"{tap}/{name} is needed; it was collected with collect.classes: 0, raise it"
         if (name.startswith("topic") or tap == "topics") and not collect.get("topics", {}).get("micro_topics", 1):
             return f"{tap}/{name} is needed; it was collected with collect.topics.micro_topics: 0, raise it"
         known, smallest = list(PROFILES), smallest_with(tap, name)
         if smallest and known.index(smallest) > known.index(profile):
             return f"profile {profile!r} keeps no {tap}/{name}, which is needed. Set collect.profile: {smallest}"
+        if not tap:
+            return f"holds no {name}"
         held = ", ".join(self.manifest["arrays"].get(tap, [])) or "nothing"
         return f"tap {tap!r} holds {held}; {name!r} is needed"
 

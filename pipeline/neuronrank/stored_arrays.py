@@ -9,8 +9,8 @@ import numpy as np
 import zarr
 
 from neuronrank.errors import ArtifactError
-from neuronrank.planned_arrays import TOKEN_IDS, WEIGHTS
-from neuronrank.statistics_schema import ARRAYS, TOTALS
+from neuronrank.planned_arrays import WEIGHTS
+from neuronrank.statistics_schema import ARRAYS, TOKEN_IDS, TOTALS
 from neuronrank.statistics_store import Statistics
 
 KINDS = ("document sums", "totals and counts", "sketches", "classes", "topics", "Gram matrices", "labels", "weights")
@@ -54,9 +54,7 @@ def stored_arrays(statistics: Statistics) -> list[StoredArray]:
     Raises:
         ArtifactError: files of an array, or those of the weights, are missing or corrupt.
     """
-    held = [f"{group}/{name}" for group, names in sorted(statistics.manifest["arrays"].items()) for name in names]
-    has_tokens = (statistics.directory / "taps.zarr" / TOKEN_IDS).exists()
-    found = [_stored(statistics.directory / "taps.zarr", path) for path in [*held, *([TOKEN_IDS] * has_tokens)]]
+    found = [_stored(statistics.directory / "taps.zarr", path) for path in statistics.array_paths]
     weights = sum(
         statistics.weight_sums(module.name, f"{axis}_{name}").size
         for module in statistics.modules

@@ -1,0 +1,352 @@
+"""`neuronrank diff`: hand-made pairs, each with one known difference."""
+
+import copy
+import json
+import shutil
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+from neuronrank.cli import main
+from neuronrank.differing import MODEL_FILE, MODEL_SCHEMA, difference
+from neuronrank.differing_settings import differing_settings
+from neuronrank.differing_values import ArraySource, array_difference
+from neuronrank.losses import write_losses
+from neuronrank.mask_store import pack, write_masks
+from neuronrank.score_store import SCHEMA, write_scores
+from neuronrank.windows import write_windows
+from tests import artifacts
+
+GATE, DOWN = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"
+SHARED = {
+    "recipe": "wanda",
+    "n_layers": 1,
+    "model": {"fingerprint": "f" * 64},
+    "calibration": {"n_windows": 2, "sha256": "c" * 64},
+    "collect": {"dtype": "float32"},
+}
+
+
+def run(*command, code) -> str:
+    done = CliRunner().invoke(main, ["diff", *(str(part) for part in command)])
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def scores(path, factors=None, **changes):
+    header = {**SHARED, "schema": SCHEMA, "parts": {"mlp": {"params": {"idf_exp": 1.0}}}, "modules": [], "lm_head": {}}
+    vectors = {f"{GATE}.row": [1, 2, 3, 4], f"{DOWN}.column": [4, 3, 2, 1], **(factors or {})}
+    write_scores(path, {name: np.float32(v) for name, v in vectors.items() if v is not None}, header | changes)
+    return path
+
+
+def masks(path, keep, **changes):
+    entries = [
+        {
+            "name": name,
+            "part": "mlp",
+            "layer": 0,
+            "shape": list(np.shape(bits)),
+            "n_removed": int(np.sum(~np.bool_(bits))),
+            "weight": f"{name}.weight",
+            "rows": None,
+            "transposed": False,
+        }
+        for name, bits in keep.items()
+    ]
+    header = {
+        **SHARED,
+        "pattern": {"name": "50pct", "sparsity": 0.5},
+        "modules": entries,
+        "shapes": {entry["weight"]: entry["shape"] for entry in entries},
+        "sparsity": {"model": sum(entry["n_removed"] for entry in entries) / 100},
+        "untied": {},
+    }
+    write_masks(path, {f"{name}.weight": pack(np.bool_(bits)) for name, bits in keep.items()}, header | changes)
+    return path
+
+
+def statistics(directory, profile="full", **changed):
+    sums = {
+        ("mlp_in", "sum_sq"): np.arange(1, 9, dtype=np.float32).reshape(2, 4),
+        ("neuron", "sum_abs"): np.array([[10, 30], [40, 30]], dtype=np.float32),
+        ("neuron", "n_positive"): np.array([5, 15], dtype=np.int32),
+    }
+    for key, values in changed.items():
+        sums["neuron", key] = np.asarray(values, dtype=sums["neuron", key].dtype)
+    return artifacts.statistics(directory, sums, [], {f"{GATE}.row_sum_abs": [1, 2]}, profile).directory
+
+
+def model(directory, **changes):
+    tensors = {
+        name: {"dtype": "bfloat16", "shape": [4, 2], "sha256": digest * 64} for name, digest in (("a", "1"), ("b", "2"))
+    }
+    header = {"schema": MODEL_SCHEMA, "config": {"hidden_size": 2}, "tensors": tensors, "fingerprint": "f"} | changes
+    directory.mkdir()
+    (directory / MODEL_FILE).write_text(json.dumps(header))
+    return directory
+
+
+# Settings
+
+
+def test_one_setting_is_told_with_both_values(tmp_path):
+    parts = {"mlp": {"params": {"idf_exp": 2.0}}}
+    one, two = scores(tmp_path / "a"), scores(tmp_path / "b", parts=parts)
+    shown = run(one, two, code=1)
+    assert "settings: 1 differ\n  parts.mlp.params.idf_exp: 1.0 | 2.0\narrays: 0 of 2 differ\n" in shown
+    assert shown.endswith("they differ\n")
+    found = json.loads(run(one, two, "--json", code=1))
+    assert found["settings"] == [{"key": "parts.mlp.params.idf_exp", "a": 1.0, "b": 2.0}]
+    assert (found["arrays"], found["equal"]) == ([], False)
+
+
+def test_settings_are_compared_by_type_presence_and_place():
+    one = {"x": {"y": 1, "z": None}, "list": [1, 2], "gone": {"deep": 3}, "same": {"empty": {}}}
+    two = {"x": {"y": True, "z": None}, "list": [2, 1], "same": {"empty": {}}, "new": None}
+    assert differing_settings(one, two) == [
+        {"key": "gone.deep", "a": 3},
+        {"key": "list", "a": [1, 2], "b": [2, 1]},
+        {"key": "new", "b": None},
+        {"key": "x.y", "a": 1, "b": True},
+    ]
+
+
+def test_a_long_list_is_summed_up():
+    origins = [{"document": f"d{number}", "offset": 0} for number in range(6)]
+    moved = copy.deepcopy(origins)
+    moved[2]["offset"], moved[5]["document"] = 7, "other"
+    (found,) = differing_settings({"c": {"origins": origins}}, {"c": {"origins": moved}})
+    first = {"key": "c.origins.2.offset", "a": 0, "b": 7}
+    assert found == {"key": "c.origins", "n_a": 6, "n_b": 6, "n_differ": 2, "first": first}
+    (found,) = differing_settings({"n": list(range(20))}, {"n": list(range(18))})
+    assert found == {"key": "n", "n_a": 20, "n_b": 18, "n_differ": 2, "first": {"key": "n.18", "a": 18}}
+
+
+def test_digests_of_the_contents_are_no_settings(tmp_path):
+    one, two = ({"file_sha256": digest * 64, "files": {"x": digest}} for digest in "ab")
+    assert run(scores(tmp_path / "a", **one), scores(tmp_path / "b", **two), code=0).endswith("\nequal\n")
+    assert differing_settings({"made_from": {"files": 1}}, {"made_from": {"files": 2}})
+
+
+# Numbers
+
+
+def test_one_number_is_found_in_its_place(tmp_path):
+    one, two = scores(tmp_path / "a"), scores(tmp_path / "b", {f"{GATE}.row": [1, 2, 2.5, 4]})
+    (row,) = difference(one, two)["arrays"]
+    assert (row["array"], row["shape"], row["dtype"], row["n"], row["n_differ"]) == (
+        f"{GATE}.row",
+        [4],
+        "float32",
+        4,
+        1,
+    )
+    assert row["largest_absolute"] == {"value": 0.5, "index": [2], "a": 3.0, "b": 2.5}
+    assert row["largest_relative"] == {"value": 0.5 / 3, "index": [2], "a": 3.0, "b": 2.5}
+    assert row["not_finite"] is None
+    shown = run(one, two, code=1)
+    assert "settings: 0 differ" in shown
+    line = next(line for line in shown.splitlines() if line.startswith(f"{GATE}.row"))
+    assert line.split() == [f"{GATE}.row", "1", "4", "0.5", "[2]", "0.1667", "[2]"]
+
+
+def test_the_largest_absolute_and_relative_difference_may_lie_apart():
+    """The chunks are single rows: the index counts from the first."""
+    one = np.array([[100.0, 1.0], [5.0, 0.0], [-1.0, 2.0]])
+    two = np.array([[90.0, 1.0], [5.0, -0.0], [1.0, 2.0]])
+    row = array_difference("x", *(ArraySource(v.shape, "float64", lambda part, v=v: v[part], 1) for v in (one, two)))
+    assert row["n_differ"] == 2
+    assert row["largest_absolute"] == {"value": 10.0, "index": [0, 0], "a": 100.0, "b": 90.0}
+    assert row["largest_relative"] == {"value": 2.0, "index": [2, 0], "a": -1.0, "b": 1.0}
+
+
+def test_whole_numbers_have_no_relative_difference(tmp_path):
+    ids = np.arange(12, dtype=np.int32).reshape(3, 4)
+    other = ids.copy()
+    other[1, 2], other[2, 0] = 1, 9
+    header = {"tokenizer_sha256": "t", "window_tokens": 4, "source": {}}
+    for name, values in (("a", ids), ("b", other)):
+        write_windows(tmp_path / name, values, header)
+    (row,) = difference(tmp_path / "a", tmp_path / "b")["arrays"]
+    assert (row["n_differ"], row["largest_relative"]) == (2, None)
+    assert row["largest_absolute"] == {"value": 5, "index": [1, 2], "a": 6, "b": 1}
+    assert isinstance(row["largest_absolute"]["value"], int)
+
+
+def test_nan_equals_nan_and_nothing_else(tmp_path):
+    header = {"model": {}, "dtype": "float32", "device": "cpu", "texts": {}}
+    for name, values in (("a", [1, np.nan, np.inf, 2]), ("b", [1, np.nan, np.inf, 2]), ("c", [np.nan, np.nan, 5, 3])):
+        write_losses(tmp_path / name, {"wiki": np.float64(values)}, header)
+    assert run(tmp_path / "a", tmp_path / "b", code=0).endswith("equal\n")
+    (row,) = json.loads(run(tmp_path / "a", tmp_path / "c", "--json", code=1))["arrays"]
+    assert row["n_differ"] == 3
+    assert row["not_finite"] == {"n": 2, "index": [0], "a": 1.0, "b": "nan"}
+    assert row["largest_absolute"] == {"value": 1.0, "index": [3], "a": 2.0, "b": 3.0}
+    assert "not finite: 2, the first [0]: 1.0 | nan" in run(tmp_path / "a", tmp_path / "c", code=1)
+
+
+def test_an_array_that_only_one_holds_and_shapes_are_told(tmp_path):
+    one = scores(tmp_path / "a", {f"{GATE}.row_term": [1, 1]})
+    two = scores(tmp_path / "b", {f"{DOWN}.column": None, f"{GATE}.row_term": [1, 1, 1], "neurons.0": [1]})
+    found = difference(one, two)
+    assert (found["only_in_a"], found["only_in_b"]) == ([f"{DOWN}.column"], ["neurons.0"])
+    shapes = {side: {"shape": [n], "dtype": "float32"} for side, n in (("a", 2), ("b", 3))}
+    assert found["shapes"] == [{"array": f"{GATE}.row_term", **shapes}]
+    assert (found["n_compared"], found["arrays"], found["equal"]) == (1, [], False)
+    shown = run(one, two, code=1)
+    assert f"only in a: 1\n  {DOWN}.column\nonly in b: 1\n  neurons.0\n" in shown
+    assert f"shapes or types: 1 differ\n  {GATE}.row_term: 2 float32 | 3 float32\n" in shown
+
+
+def test_rank_correlations_of_scores(tmp_path):
+    """Of four ranks with two neighbours exchanged Spearman's is 1 - 6 * 2 / (4 * 15) = 0.8; magnitudes do not count."""
+    one = scores(tmp_path / "a", {"flat": [1, 1, 1], "x": [1, 2, 3]})
+    two = scores(tmp_path / "b", {f"{GATE}.row": [1, 2, 40, 30], "flat": [1, 2, 3], "x": [2, 20, 21]})
+    found = difference(one, two)["rank_correlation"]
+    assert found["worst"] == {"array": f"{GATE}.row", "value": pytest.approx(0.8)}
+    assert (found["n"], found["median"], found["undefined"]) == (3, 1.0, ["flat"])
+    shown = run(one, two, code=1)
+    assert f"of 3 vectors: worst 0.800000 ({GATE}.row), median 1.000000; undefined for 1 that are constant" in shown
+
+
+# Masks
+
+
+def test_one_bit_is_counted_in_its_module(tmp_path):
+    keep = {GATE: [[1, 0, 1], [0, 1, 0]], DOWN: [[0, 0], [1, 1], [1, 1]]}
+    flipped = {**keep, GATE: [[1, 0, 1], [0, 0, 0]]}
+    found = difference(masks(tmp_path / "a", keep), masks(tmp_path / "b", flipped))
+    assert found["settings"] == []  # counts and shares follow from the bits
+    assert found["modules"][0] == {
+        "module": GATE,
+        "bits": 6,
+        "n_differ": 1,
+        "removed_a": 3,
+        "removed_b": 4,
+        "removed_both": 3,
+        "jaccard": 3 / 4,
+    }
+    assert (found["modules"][1]["n_differ"], found["modules"][1]["jaccard"]) == (0, 1.0)
+    assert found["total"]["jaccard"] == 5 / 6
+    assert not found["equal"]
+    shown = run(tmp_path / "a", tmp_path / "b", code=1)
+    assert "modules: 1 of 2 differ\nbits: 1 of 12 differ; removed 5 | 6, Jaccard index of the removed 0.833333" in shown
+    line = next(line for line in shown.splitlines() if line.startswith(GATE))
+    assert line.split() == [GATE, "1", "6", "3", "4", "0.750000"]
+
+
+def test_equal_masks_and_masks_that_remove_nothing(tmp_path):
+    keep = {GATE: [[1, 1], [1, 1]]}
+    found = difference(masks(tmp_path / "a", keep), masks(tmp_path / "b", keep))
+    assert found["equal"]
+    assert found["total"]["jaccard"] == 1.0
+
+
+def test_modules_that_share_a_weight_are_told_apart(tmp_path):
+    """Two modules of two rows each in one stored weight of four; the second one's first row differs."""
+    for name, row in (("a", [1, 0]), ("b", [0, 1])):
+        whole = np.bool_([[1, 1], [1, 0], row, [1, 1]])
+        shared = {"part": "attention", "layer": 0, "shape": [2, 2], "weight": "w", "transposed": False}
+        entries = [{**shared, "name": f"m.{n}", "n_removed": 1, "rows": [2 * n, 2, 4]} for n in range(2)]
+        header = {**SHARED, "pattern": {}, "modules": entries, "shapes": {"w": [4, 2]}, "sparsity": {}, "untied": {}}
+        write_masks(tmp_path / name, {"w": pack(whole)}, header)
+    first, second = difference(tmp_path / "a", tmp_path / "b")["modules"]
+    assert (first["module"], first["n_differ"]) == ("m.0", 0)
+    assert (second["module"], second["n_differ"], second["jaccard"]) == ("m.1", 2, 0.0)
+
+
+# Statistics and models
+
+
+def test_statistics_are_compared_array_by_array(tmp_path):
+    one, two = statistics(tmp_path / "a"), statistics(tmp_path / "b", sum_abs=[[10, 30], [41, 30]], n_positive=[5, 18])
+    found = difference(one, two)
+    rows = {row["array"]: row for row in found["arrays"]}
+    assert rows.keys() == {"neuron/sum_abs", "neuron/tf_sum", "neuron/n_positive"}
+    assert rows["neuron/sum_abs"]["largest_absolute"] == {"value": 1.0, "index": [0, 1, 0], "a": 40.0, "b": 41.0}
+    assert rows["neuron/n_positive"]["largest_absolute"] == {"value": 3, "index": [0, 1], "a": 15, "b": 18}
+    assert found["settings"] == []
+    assert difference(one, statistics(tmp_path / "c"))["equal"]
+
+
+def test_arrays_of_a_smaller_profile_are_missing_there(tmp_path):
+    found = difference(statistics(tmp_path / "a"), statistics(tmp_path / "b", profile="lean"))
+    assert found["only_in_a"] == ["mlp_in/sum_sq", "neuron/sum_abs"]
+    assert found["settings"] == [{"key": "profile", "a": "full", "b": "lean"}]
+
+
+def test_a_layer_that_differs_is_found_in_a_real_artifact(project, finished_project):
+    array = zarr.open_group(project.statistics / "taps.zarr", mode="r+")["neuron/sum_abs"]
+    array[1, 7, 3] = array[1, 7, 3] + 1
+    (row,) = difference(finished_project.statistics, project.statistics)["arrays"]
+    assert (row["array"], row["n_differ"]) == ("neuron/sum_abs", 1)
+    assert row["largest_absolute"]["index"] == [1, 7, 3]
+    assert row["largest_absolute"]["value"] == pytest.approx(1)
+    shutil.rmtree(project.statistics / "taps.zarr/neuron/sum_abs/c/0")
+    assert "neuron/sum_abs has missing or impossible values" in run(
+        finished_project.statistics, project.statistics, code=2
+    )
+
+
+def test_every_kind_of_a_real_project_equals_itself_and_recipes_differ(finished_project):
+    base = finished_project.artifacts
+    for path in (
+        finished_project.statistics,
+        finished_project.scores("hybrid"),
+        finished_project.mask("hybrid", "50pct"),
+        base / "losses/dense.safetensors",
+        base / "tokens/calibration/windows.safetensors",
+        base / "model",
+    ):
+        assert run(path, path, code=0).endswith("equal\n")
+    shown = run(finished_project.scores("wanda"), finished_project.scores("hybrid"), code=1)
+    assert "  recipe: wanda | hybrid\n" in shown
+    assert "parts.mlp.method: wanda | neuronrank_tfidf\n" in shown
+    keys = [
+        one["key"]
+        for one in difference(finished_project.mask("wanda", "50pct"), finished_project.mask("hybrid", "50pct"))[
+            "settings"
+        ]
+    ]
+    assert "recipe" in keys
+    assert not {"sparsity.model", "modules"} & set(keys)
+
+
+def test_models_are_compared_by_their_digests(tmp_path):
+    one = model(tmp_path / "a")
+    tensors = {
+        "a": {"dtype": "bfloat16", "shape": [4, 2], "sha256": "3" * 64},
+        "c": {"dtype": "float32", "shape": [1], "sha256": "4" * 64},
+    }
+    two = model(tmp_path / "b", config={"hidden_size": 3}, tensors=tensors)
+    found = difference(one, two)
+    assert (found["contents"], found["only_in_a"], found["only_in_b"]) == (["a"], ["b"], ["c"])
+    assert found["settings"] == [{"key": "config.hidden_size", "a": 2, "b": 3}]
+    assert "tensors: 1 of 1 hold other values\n  a\n" in run(one, two, code=1)
+    assert difference(one, model(tmp_path / "c"))["equal"]
+
+
+def test_the_names_of_a_models_file_are_those_of_the_checkpoint():
+    from neuronrank import checkpoint
+
+    assert (MODEL_FILE, MODEL_SCHEMA) == (checkpoint.MODEL_FILE, checkpoint.SCHEMA)
+
+
+# What cannot be compared
+
+
+def test_what_cannot_be_compared_is_an_error_and_not_a_difference(tmp_path):
+    one, bits = scores(tmp_path / "a"), masks(tmp_path / "b", {GATE: [[1]]})
+    shown = run(one, bits, code=2)
+    assert "schemas are 'neuronrank.scores/3' and 'neuronrank.masks/3'; only artifacts of one kind and schema" in shown
+    older = scores(tmp_path / "older", schema="neuronrank.scores/2")
+    assert "schemas are 'neuronrank.scores/3' and 'neuronrank.scores/2'" in run(one, older, code=2)
+    assert "schema is 'neuronrank.scores/2'; this version reads" in run(older, older, code=2)
+    assert "nowhere: not found" in run(one, tmp_path / "nowhere", code=2)
+    assert "has no manifest.json" in run(one, tmp_path, code=2)
+    (tmp_path / "x").write_bytes(b"no")
+    assert "not a readable safetensors file" in run(tmp_path / "x", one, code=2)
+    assert run(one, code=2).startswith("Usage")
