@@ -157,12 +157,13 @@ def _sound(path: Path, name: str, sums: NDArray[np.float32]) -> NDArray[np.float
 def _counts(path: Path, name: str, stated: NDArray[np.float32], sums: NDArray[np.float32]) -> NDArray[np.int64]:
     if not np.isfinite(stated).all():
         raise NotFiniteError(f"{path}: {name}: counts {stated[~np.isfinite(stated)][:3]} are no numbers of tokens")
-    impossible = (stated < 0) | (stated > _LARGEST_COUNT) | (stated != np.rint(stated))
+    exact = stated.astype(np.float64)  # as float32 the largest count would be one more
+    impossible = (exact < 0) | (exact > _LARGEST_COUNT) | (exact != np.rint(exact))
     if impossible.any():
         raise SourceError(
-            f"{path}: {name}: counts {stated[impossible][:3].tolist()} are no numbers of tokens from 0 to "
+            f"{path}: {name}: counts {exact[impossible][:3].tolist()} are no numbers of tokens from 0 to "
             f"{_LARGEST_COUNT}"
         )
-    for matrix in np.flatnonzero((stated == 0) & (sums != 0).any(axis=1)).tolist():
+    for matrix in np.flatnonzero((exact == 0) & (sums != 0).any(axis=1)).tolist():
         raise SourceError(f"{path}: {name}: counts[{matrix}] is 0, but its sums are not: of no token there are none")
-    return stated.astype(np.int64)
+    return exact.astype(np.int64)
