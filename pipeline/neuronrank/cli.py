@@ -78,6 +78,41 @@ def merge(parts: tuple[Path, ...], out: Path) -> None:
     click.echo(f"{out}: statistics of {manifest['calibration']['n_windows']} windows")
 
 
+@main.command("import-imatrix")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", type=Existing, default="artifacts/model", show_default=True, help="What fetch left.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Directory to write; must not exist.")
+def import_imatrix(file: Path, model: Path, out: Path) -> None:
+    """Make a statistics artifact of an importance matrix that llama.cpp measured on a model: Wanda can be scored.
+
+    Example: neuronrank import-imatrix imatrix.gguf --out artifacts/statistics
+    """
+    from neuronrank.checkpoint import open_model
+    from neuronrank.importing_imatrix import import_imatrix as read_into
+
+    found = read_into(file, open_model(model), out)
+    click.echo(f"{out}: sums of {found.n_tokens} tokens from {found.n_entries} entries")
+    click.echo("the file does not say which model it was measured on; names and shapes fit this one")
+    if found.left_out:
+        click.echo(f"left out, as no module that is pruned has them: {len(found.left_out)} tensors or entries")
+    if found.n_empty_experts:
+        click.echo(f"{found.n_empty_experts} experts saw no token and cannot be scored")
+
+
+@main.command("export-imatrix")
+@click.argument("statistics", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="GGUF file to write; must not exist.")
+def export_imatrix(statistics: Path, out: Path) -> None:
+    """Write statistics as an importance matrix, for llama-quantize --imatrix.
+
+    Example: neuronrank export-imatrix artifacts/statistics --out imatrix.gguf
+    """
+    from neuronrank.exporting_imatrix import export_imatrix as write_from
+
+    written = write_from(statistics, out)
+    click.echo(f"{out}: {len(written.entries)} entries, {written.chunk_count} chunks of {written.chunk_size} tokens")
+
+
 @main.command()
 @click.option("--params", type=Existing, default="params.yaml", show_default=True, help="Parameter file.")
 def check(params: Path) -> None:

@@ -1,6 +1,6 @@
 """The one forward pass over the calibration documents: layer after layer, every tap counted."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -153,7 +153,7 @@ def collect_layers(
             gram=params.gram,
         )
         tensors = model.skeleton.read_layer(index)
-        weights = _reduce_weights(model, index, tensors) if ranks.first else {}
+        weights = layer_weight_sums(model.modules, index, tensors) if ranks.first else {}
         with model.loaded_layer(index, tensors) as layer:
             del tensors  # the layer holds them, converted where it needs to
             arrays = _count(model, layer, index, batches, hidden, context)
@@ -192,9 +192,21 @@ def _count(
     return {key: values.numpy() for key, values in found.items()}
 
 
-def _reduce_weights(model: StreamedModel, index: int, tensors: dict[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+def layer_weight_sums(
+    modules: Sequence[Mapping[str, Any]], index: int, tensors: Mapping[str, Tensor]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the sums over rows and columns of a layer's weights, by `<module>.<axis>_<statistic>`.
+
+    Args:
+        modules: of all layers, as a manifest lists them.
+        index: of the layer.
+        tensors: of the layer, as they are stored.
+
+    Raises:
+        NotFiniteError, SourceError: a weight is NaN or infinite, or of a type that is not a plain float.
+    """
     sums: dict[str, NDArray[np.float32]] = {}
-    for module in model.modules:
+    for module in modules:
         if module["layer"] == index:
             weight = tensors[module["weight"]]  # as stored, whatever the forward pass's dtype
             require_finite(module["weight"], weight)

@@ -52,7 +52,7 @@ def fitted_on(directory: Path, model: ModelArtifact, options: CollectParams) -> 
         "dtype": options.dtype,
         "gram": options.gram,
     }
-    found = {"profile": statistics.manifest["profile"], **{key: collect[key] for key in wanted}}
+    found = {"profile": statistics.manifest["profile"], **{key: collect.get(key) for key in wanted}}
     wanted["profile"] = options.profile
     differing = [f"{key} {found[key]!r} there, {wanted[key]!r} here" for key in wanted if found[key] != wanted[key]]
     if statistics.manifest["model"]["fingerprint"] != model.fingerprint:
@@ -76,12 +76,13 @@ def merge_artifacts(parts: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: a part is missing, corrupt or of another schema.
         SourceError: `out` exists.
-        MismatchError: parts of different models, settings, classes or topics; a window that two parts share; or a
-            profile whose arrays do not merge.
+        MismatchError: parts of different models, settings, classes or topics; a window that two parts share, or of
+            which that is not known; or a profile whose arrays do not merge.
         StorageError: the disk refused a write.
     """
     require_absent(out)
     opened = [Statistics(part) for part in parts]
+    _require_known_tokens(opened)
     token_ids = [one.token_ids() for one in opened]
     _require_mergeable(opened, token_ids)
     counts = [one.class_count() for one in opened] if "classes" in opened[0].manifest["arrays"] else []
@@ -98,6 +99,15 @@ def merge_artifacts(parts: Sequence[Path], out: Path) -> dict[str, Any]:
         merged = _provenance(opened, np.concatenate(token_ids))
         writer.finish(merged)
     return merged
+
+
+def _require_known_tokens(parts: Sequence[Statistics]) -> None:
+    for part in parts:
+        if part.manifest["calibration"]["sha256"] is None:
+            raise MismatchError(
+                f"{part.directory}: does not know its calibration tokens, so that they could count twice; it was "
+                f"imported. Combine the files that it came from, or collect"
+            )
 
 
 def _require_mergeable(parts: Sequence[Statistics], token_ids: Sequence[NDArray[np.int32]]) -> None:
