@@ -75,7 +75,7 @@ def large(directory: Path) -> None:
     type=click.Path(exists=True, dir_okay=False),
     help="Python of an environment with llm-compressor, which is then timed too, beside the forward pass there.",
 )
-def run(  # noqa: PLR0913  # the options of a command
+def run(  # the options of a command
     windows: int, repeats: int, results: Path, add: bool, document: Path | None, llm_compressor_python: str | None
 ) -> None:
     """Time every item by turns."""
@@ -181,7 +181,10 @@ def _stolen_lines(shares: list[float | None]) -> list[str]:
     known = [share for share in shares if share is not None]
     if not known:
         return []
-    return ["", f"In {max(known):.0%} of the time at most that its processors were wanted the host gave them to others."]
+    return [
+        "",
+        f"In {max(known):.0%} of the time at most that its processors were wanted the host gave them to others.",
+    ]
 
 
 def _sweep_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -228,8 +231,8 @@ def render(found: dict[str, Any]) -> str:
     device = f"{about['device']}, " if about["device"] else ""
     lines += [
         "",
-        f"{about['windows']} windows of 512 tokens, turns: {len(found['stolen_shares'])}; {device}{about['processor']}, "
-        f"{about['threads']} threads; {_listed(about['versions'])}.",
+        f"{about['windows']} windows of 512 tokens, turns: {len(found['stolen_shares'])}. {device}"
+        f"{about['processor']}, {about['threads']} threads; {_listed(about['versions'])}.",
         *_beside_lines(about["versions_beside"]),
         *_stolen_lines(found["stolen_shares"]),
         *_score_lines(items),

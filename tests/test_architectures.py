@@ -32,8 +32,8 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.patterns import read_pattern
 from neuronrank.recipes import read_recipe
-from neuronrank.shards import INDEX
 from neuronrank.scores import compute_factors, score_header
+from neuronrank.shards import INDEX
 from neuronrank.statistics_store import Statistics
 from neuronrank.windows import Windows
 from tests.conftest import TINY, write_tokenizer

@@ -91,5 +91,7 @@ def test_packages_that_the_project_does_not_allow_are_refused(monkeypatch):
     bench._require_own_environment()
     monkeypatch.setattr(bench, "version", lambda name: "4.9.0" if name == "transformers" else "99")
     monkeypatch.setattr(bench, "requires", lambda _name: ["torch>=2.6", "transformers>=5.23,<6", "x==1; extra == 'y'"])
-    with pytest.raises(click.ClickException, match=r"transformers is 4\.9\.0, the project needs transformers<6,>=5\.23"):
+    with pytest.raises(
+        click.ClickException, match=r"transformers is 4\.9\.0, the project needs transformers<6,>=5\.23"
+    ):
         bench._require_own_environment()

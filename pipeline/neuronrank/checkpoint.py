@@ -246,7 +246,7 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
 
 
 def _is_buffer(tensor: torch.Tensor) -> bool:
-    """Whether a tensor can be no weight: Pythia's checkpoints hold masks, and the -inf of what they hide as a scalar."""
+    """Whether a tensor is none of the weights: Pythia's checkpoints hold masks, and as a scalar the -inf they set."""
     return tensor.ndim == 0 or not tensor.is_floating_point()
 
 
