@@ -332,7 +332,7 @@ TOKEN_IDS = torch.randint(3, 64, (6, 10), generator=torch.Generator().manual_see
 
 def collect(model: ModelArtifact, out: Path, profile: str) -> Statistics:
     options = {"dtype": "float32", "documents_per_batch": 4, "profile": profile, "classes": 0}
-    options["topics"] = {"micro_topics": 0, "iterations": 1, "seed": 0}
+    options["topics"] = {"micro_topics": 0, "iterations": 4, "seed": 0}
     windows = Windows(
         TOKEN_IDS.int().numpy(), {"seed": 0, "source": {"source": "files", "pattern": "x"}, "origins": []}
     )
@@ -445,7 +445,7 @@ def test_imported_statistics_do_not_merge_and_nothing_is_fitted_on_them(llama, t
     with pytest.raises(MismatchError, match="does not know its calibration tokens"):
         merge_artifacts([tmp_path / "one", tmp_path / "two"], tmp_path / "merged")
     options = {"dtype": "float32", "documents_per_batch": 4, "profile": "wanda", "classes": 0}
-    options["topics"] = {"micro_topics": 0, "iterations": 1, "seed": 0}
+    options["topics"] = {"micro_topics": 0, "iterations": 4, "seed": 0}
     with pytest.raises(MismatchError, match="propagation imatrix"):
         fitted_on(tmp_path / "one", llama, CollectParams.model_validate(options))
 
