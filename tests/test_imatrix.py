@@ -332,7 +332,7 @@ TOKEN_IDS = torch.randint(3, 64, (6, 10), generator=torch.Generator().manual_see
 
 def collect(model: ModelArtifact, out: Path, profile: str) -> Statistics:
     options = {"dtype": "float32", "documents_per_batch": 4, "profile": profile, "classes": 0}
-    options["topics"] = {"micro_topics": 0, "iterations": 1, "seed": 0}
+    options["topics"] = {"micro_topics": 0, "iterations": 4, "seed": 0}
     windows = Windows(
         TOKEN_IDS.int().numpy(), {"seed": 0, "source": {"source": "files", "pattern": "x"}, "origins": []}
     )
@@ -445,7 +445,7 @@ def test_imported_statistics_do_not_merge_and_nothing_is_fitted_on_them(llama, t
     with pytest.raises(MismatchError, match="does not know its calibration tokens"):
         merge_artifacts([tmp_path / "one", tmp_path / "two"], tmp_path / "merged")
     options = {"dtype": "float32", "documents_per_batch": 4, "profile": "wanda", "classes": 0}
-    options["topics"] = {"micro_topics": 0, "iterations": 1, "seed": 0}
+    options["topics"] = {"micro_topics": 0, "iterations": 4, "seed": 0}
     with pytest.raises(MismatchError, match="propagation imatrix"):
         fitted_on(tmp_path / "one", llama, CollectParams.model_validate(options))
 
@@ -474,3 +474,20 @@ def test_a_sum_that_float32_cannot_hold_is_refused(tmp_path):
     with pytest.raises(NotFiniteError, match=r"layer 0, tap 'mlp_mid': a sum of squares is 6e\+38, more than float32"):
         export_imatrix(tmp_path / "artifact", tmp_path / "out.gguf")
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_run_does_not_reuse_imported_statistics(tiny_model, tiny_texts, tmp_path):
+    fetch_model({"source": "path", "path": str(tiny_model)}, tmp_path / "model")
+    import_imatrix(write_by_gguf(tmp_path / "a.gguf", TENSORS), open_model(tmp_path / "model"), tmp_path / "out")
+    flags = {"model": tiny_model, "text": tiny_texts / "calibration.jsonl", "statistics": tmp_path / "out"}
+    flags |= {
+        "prune_method": "wanda",
+        "nsamples": 12,
+        "seqlen": 16,
+        "dtype": "float32",
+        "cache_dir": tmp_path / "cache",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    done = CliRunner().invoke(main, ["run", *words])
+    assert done.exit_code == 1
+    assert "dtype is unknown, the run has float32; propagation is imatrix, the run has dense" in done.output

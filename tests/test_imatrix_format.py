@@ -145,6 +145,11 @@ HOSTILE = {
     "alignment of 0": header(0, 1, text("general.alignment") + struct.pack("<II", 4, 0)),
     "twice the key": header(0, 2, 2 * (text("k") + struct.pack("<II", 4, 3))),
     "twice the tensor": header(2, 0, 2 * (text("a.in_sum2") + struct.pack("<IQIQ", 1, 1, 0, 0))),
+    "a long name": header(1, 0, text("n" * 64) + struct.pack("<IQIQ", 1, 1, 0, 0) + b"x" * 60),
+    "a name that steers a terminal": header(
+        1, 0, text("\x1b[2J.in_sum2") + struct.pack("<IQIQ", 1, 1, 0, 0) + b"x" * 60
+    ),
+    "a long key": header(0, 1, text("k" * 65536) + struct.pack("<II", 4, 3)),
     "not UTF-8": header(0, 1, struct.pack("<Q", 2) + b"\xff\xfe" + struct.pack("<II", 4, 3)),
     "version 1": header(0, 0, version=1),
     "big-endian": header(0, 0, version=3 << 24),

@@ -28,6 +28,8 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 """Type of a value -> its code in `struct`."""
 _ALIGNMENT = 32
 _MOST_AXES = 4
+_LONGEST_NAME, _LONGEST_KEY = 63, 65535
+"""Bytes, of a tensor's name in ggml and of a key in the format."""
 _LEAST_VALUE, _LEAST_TENSOR = 13, 32
 """Bytes that an entry takes at least: an empty key with one byte; a tensor of one axis without a name."""
 _MOST = 1 << 20
@@ -111,9 +113,9 @@ def open_container(path: Path) -> Container:
         cursor.require_few(max(n_tensors, n_values), promised)
         values: dict[str, Value] = {}
         for _ in range(n_values):
-            key = cursor.string("a key")
+            key = cursor.string("a key", _LONGEST_KEY)
             if key in values:
-                raise SourceError(f"{path}: key {key!r} comes twice")
+                raise SourceError(f"{path}: key {key[:_LONGEST_NAME]!r} comes twice")
             values[key] = cursor.value(key)
         entries = [cursor.tensor() for _ in range(n_tensors)]
         start = _aligned(cursor.at, _alignment(path, values))
@@ -185,14 +187,18 @@ class _Cursor:
     def number(self, code: str, what: str) -> Any:
         return struct.unpack(f"<{code}", self.bytes(struct.calcsize(f"<{code}"), what))[0]
 
-    def string(self, what: str) -> str:
-        raw = self.bytes(self.number("Q", what), what)
+    def string(self, what: str, longest: int | None = None) -> str:
+        length = self.number("Q", what)
+        if longest is not None and length > longest:
+            raise SourceError(f"{self._path}: {what} at byte {self.at} has {length} bytes, expected {longest} at most")
+        raw = self.bytes(length, what)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as err:
             raise SourceError(f"{self._path}: {what} before byte {self.at} is not UTF-8 ({err.reason})") from err
 
     def value(self, key: str) -> Value:
+        key = key[:_LONGEST_NAME]  # for messages
         what, kind = f"the value of {key!r}", self.number("I", f"the type of {key!r}")
         if kind == _STRING:
             return self.string(what)
@@ -212,7 +218,9 @@ class _Cursor:
 
     def tensor(self) -> tuple[str, TensorEntry]:
         """Return a tensor's name and entry, its start counted from where the tensors begin."""
-        name = self.string("a tensor's name")
+        name = self.string("a tensor's name", _LONGEST_NAME)
+        if not name.isprintable():
+            raise SourceError(f"{self._path}: a tensor's name is {name!r}, which cannot be printed")
         n_axes = self.number("I", f"the axes of {name!r}")
         if not 1 <= n_axes <= _MOST_AXES:
             raise SourceError(f"{self._path}: tensor {name!r} has {n_axes} axes, expected 1 to {_MOST_AXES}")

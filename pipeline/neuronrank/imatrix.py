@@ -95,7 +95,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     for name, entry in sorted(imatrix.entries.items()):
         tensors[name + SUMS] = entry.sums
         tensors[name + COUNTS] = entry.counts.astype(np.float32)[:, None]
-    values = {
+    values: dict[str, str | int | tuple[str, ...]] = {
         _TYPE: _KIND,
         _DATASETS: imatrix.datasets,
         _CHUNK_COUNT: imatrix.chunk_count,

@@ -32,14 +32,16 @@ def neuron_variance(tap: TapStatistics, params: VarianceParams) -> NDArray[np.fl
     standard deviation, V_t is off by up to about 2e-5 r^2 of itself.
 
     Raises:
+        ArtifactError: the artifact does not hold sums of every document, or classes, of this tap.
         MismatchError: one document only, over which nothing varies; or more classes than are stored.
     """
+    means = tap.document_means("sum")  # where there are none, more documents would not help
     if tap.n_documents < 2:
         raise MismatchError(
             f"{tap.where}: the variance over documents needs at least 2 of them, found 1. "
             f"Raise prepare.calibration_windows and run: dvc repro collect"
         )
-    variance = tap.document_means("sum").var(axis=0, ddof=1)
+    variance = means.var(axis=0, ddof=1)
     if params.token_weight:
         mean = tap.total("sum") / tap.n
         variance = variance + params.token_weight * np.maximum(tap.total("sum_sq") / tap.n - mean**2, 0)
