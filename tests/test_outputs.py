@@ -401,6 +401,16 @@ def test_programs_that_are_started_do_not_keep_the_lock(tmp_path):
         sleeping.wait()
 
 
+def test_a_lock_that_cannot_be_written_leaves_no_litter(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(StorageError, match="out: cannot write: No space left on device"):
+        put(tmp_path / "deep/out", a="a")
+    assert names(tmp_path) == []
+
+
 def test_a_file_system_without_locks_is_told_and_written(tmp_path, monkeypatch, caplog):
     def refuse(*_arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -52,17 +52,27 @@ def one_writer(path: Path, wait: bool = False) -> Iterator[bool]:
     if fcntl is None or place in _HELD.get() or is_private(path):
         yield False
         return
+    with _emptied(path) as made:
+        with explain_write_errors(path):
+            held, waited = _acquire(path, wait)
+        token = _HELD.set(_HELD.get() | {place})
+        try:
+            with explain_write_errors(path):
+                for above in made:
+                    sync_directory(above.parent)
+            yield waited
+        finally:
+            _HELD.reset(token)
+            _release(held, beside(path, "lock"))
+
+
+@contextlib.contextmanager
+def _emptied(path: Path) -> Iterator[list[Path]]:
+    """Give the directories above an output that are to be made; those with nothing in them at the end are deleted."""
     missing = [above for above in path.parents if not above.exists()]
-    with explain_write_errors(path):
-        held, waited = _acquire(path, wait)
-        for above in missing:
-            sync_directory(above.parent)
-    token = _HELD.set(_HELD.get() | {place})
     try:
-        yield waited
+        yield missing
     finally:
-        _HELD.reset(token)
-        _release(held, beside(path, "lock"))
         for above in missing:
             with contextlib.suppress(OSError):  # something lies in it
                 above.rmdir()
@@ -77,6 +87,7 @@ def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
             held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # closed in programs that this one starts
         except FileNotFoundError:  # another process deletes parent directories that it made
             continue
+        owned = False
         try:
             if not _locked(held, path, wait and waited):
                 if not wait:
@@ -85,11 +96,12 @@ def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
                 log.info("%s: %s is writing it; waiting for it to end", path, _holder(held))
                 waited = True
             elif _is_at(held, lock):  # else the one that held it has deleted it meanwhile
+                owned = True
                 os.truncate(held, 0)
                 os.pwrite(held, f"{os.getpid()}\n{shlex.join(sys.orig_argv)}\n".encode(errors="replace"), 0)
                 return held, waited
         except BaseException:
-            os.close(held)
+            _release(held, lock) if owned else os.close(held)
             raise
         os.close(held)
 

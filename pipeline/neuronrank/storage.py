@@ -159,7 +159,7 @@ def _renameat2() -> Callable[..., Any] | None:
         return None
     call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
     call.restype = ctypes.c_int
-    return call  # type: ignore[no-any-return]
+    return call
 
 
 def _replace_in_two_steps(partial: Path, path: Path) -> None:
