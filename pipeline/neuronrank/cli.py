@@ -26,6 +26,12 @@ class _Commands(click.Group):
             raise click.ClickException(str(err)) from err
 
 
+class _Trouble(click.ClickException):
+    """An error of a command whose exit code 1 says something else."""
+
+    exit_code = 2
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="neuronrank")
 def main() -> None:
@@ -247,9 +253,7 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     try:
         found = difference(a, b)
     except (NeuronrankError, OSError) as err:
-        failed = click.ClickException(str(err))
-        failed.exit_code = 2  # 1 says that they differ
-        raise failed from err
+        raise _Trouble(str(err)) from err
     click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(difference_lines(found)))
     click.get_current_context().exit(0 if found["equal"] else 1)
 
