@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import SourceError
-from neuronrank.files import output_file
+from neuronrank.outputs import output_file
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

@@ -13,9 +13,10 @@ from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import layer_weight_sums
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import canonical_json, resumable_directory, sha256_file, sha256_text
+from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.imatrix import Entry, Imatrix, read_imatrix
 from neuronrank.imatrix_names import TapEntries, names_without_tap, tap_entries
+from neuronrank.outputs import resumable_directory
 from neuronrank.skeleton import Skeleton, manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.tap_names import of_expert
