@@ -208,7 +208,9 @@ def _sweep_lines(items: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def render(found: dict[str, Any]) -> str:
     """Return the measurements as Markdown."""
-    items = found["items"]
+    from benchmarks.items import ITEMS
+
+    items = {name: found["items"][name] for name in (*ITEMS, *BESIDE) if name in found["items"]}
     lines = [
         "| | median s | least, most | ratio | peak GiB | artifact MiB |",
         "|---|---|---|---|---|---|",
