@@ -160,7 +160,7 @@ def test_a_directory_that_is_not_there_and_cannot_be_made(built_project, out, na
         out.mkdir()
 
 
-@pytest.mark.parametrize("limit", [0, 700])
+@pytest.mark.parametrize("limit", [0, 400])
 @pytest.mark.parametrize("name", list(BY_NAME))
 def test_a_limit_on_the_size_of_files(built_project, out, name, limit):
     """Refused by the system itself, without mounting: at the first write, and at the first of some size."""

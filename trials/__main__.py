@@ -4,6 +4,7 @@ Example: python -m trials kills --trials 55 --seed 0
 """
 
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> None:
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file to write.")
 def kills(trials: int, seed: int, only: tuple[str, ...], results: Path | None) -> None:
     """Kill every stage and command at random moments and hold what is left, and what the next run makes of it."""
+    logging.basicConfig(level=logging.WARNING)  # the steps' own lines would hide the trials'
     steps = [step for step in STEPS if not only or step.name in only]
     with tempfile.TemporaryDirectory() as folder, built(Path(folder)):
         found = kill_trials(Path(folder), steps, trials, seed)
