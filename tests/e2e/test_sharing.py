@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.e2e.repository import ALL, Repository, stages_run
+from tests.e2e.repository import Repository, stages_run
 from tests.imports import ROOT
 
 pytestmark = pytest.mark.e2e
@@ -23,8 +23,10 @@ PAGE = (ROOT / "docs/SHARING.md").read_text()
 BUCKET, SECRET = "team-artifacts", "a-secret-of-the-test"
 BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OF_THE_RECIPE = {"score@hybrid", "prune@hybrid-50pct", "eval@hybrid-50pct", "report"}
-RESULTS = ("scores/hybrid", "masks/hybrid/50pct", "losses/hybrid/50pct")
-LIST = ".dir"
+RESULTS = (
+    *("scores/hybrid.safetensors", "masks/hybrid/50pct.safetensors", "losses/hybrid/50pct.safetensors"),
+    *("report/factors.csv", "report/sparsity_by_layer.csv"),  # of all recipes; the others hold times
+)
 _followed: set[str] = set()
 
 
@@ -49,9 +51,12 @@ def follow(block: str, repository: Repository, folder: Path | None = None) -> st
 
 
 def request(method: str, url: str, data: bytes | None = None) -> None:
-    """Speak to the server as its administrator."""
+    """Speak to the server as its owner."""
+    signed = "AWS4-HMAC-SHA256 Credential=key/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    headers = {"Authorization": signed, "Content-Type": "application/octet-stream"}
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(urllib.request.Request(url, data=data, method=method), timeout=30) as answer:
+    asked = urllib.request.Request(url, data=data, method=method, headers=headers)
+    with opener.open(asked, timeout=30) as answer:
         assert answer.status in (200, 204)
 
 
@@ -167,7 +172,7 @@ def test_one_array_is_fetched_and_nothing_else(one_statistic, collector):
     stored = files(collector.root / "artifacts/statistics")
     array = "taps.zarr/attn_in/wanda_sum_sq"
     assert one_statistic.held[0] == {path: stored[path] for path in (f"{array}/zarr.json", f"{array}/c/0/0")}
-    objects = {name: data for name, data in one_statistic.fetched[0].items() if not name.endswith(LIST)}
+    objects = {name: data for name, data in one_statistic.fetched[0].items() if not name.endswith(".dir")}
     assert sorted(objects.values()) == sorted(one_statistic.held[0].values())
     assert sum(map(len, objects.values())) < sum(map(len, stored.values())) / 50
     assert files(one_statistic.elsewhere / "wanda_sum_sq") == {
@@ -202,9 +207,7 @@ def experiment(colleague, one_statistic) -> SimpleNamespace:
     """What the changed exponent ran, left in the workspace and compares as."""
     run, compare = blocks("Change an exponent")
     seen = SimpleNamespace(printed=follow(run, colleague), changed=colleague.git("status", "--porcelain"))
-    seen.absent = [
-        path for path in ("tokens/calibration", "text") if not (colleague.root / "artifacts" / path).exists()
-    ]
+    seen.calibration = (colleague.root / "artifacts/tokens/calibration").exists()
     seen.compared = follow(compare, colleague)
     seen.page = (colleague.root / "dvc_plots/index.html").read_text()
     seen.metrics = json.loads((colleague.root / "metrics/eval/hybrid/50pct.json").read_text())
@@ -214,7 +217,7 @@ def experiment(colleague, one_statistic) -> SimpleNamespace:
 def test_a_changed_exponent_runs_no_calibration(experiment, colleague, collector):
     assert stages_run(experiment.printed) == OF_THE_RECIPE
     assert "Stage 'collect' didn't change, skipping" in experiment.printed
-    assert experiment.absent == ["tokens/calibration", "text"]  # so that none could have run
+    assert not experiment.calibration  # so that none could have run
     statistics = files(collector.root / "artifacts/statistics")
     assert files(colleague.root / "artifacts/statistics") == statistics
     assert len(statistics) > 50
@@ -249,12 +252,12 @@ def test_an_experiment_is_compared_with_the_last_commit(experiment, collector):
 @pytest.fixture(scope="module")
 def passed_on(experiment, colleague, collector) -> SimpleNamespace:
     """The same change made by the collector, undone, and then taken from the colleague."""
-    colleagues = {name: (colleague.root / f"artifacts/{name}.safetensors").read_bytes() for name in RESULTS}
+    colleagues = {name: (colleague.root / f"artifacts/{name}").read_bytes() for name in RESULTS}
     push, take, keep = blocks("Pass it on")
     (undo,) = blocks("Take it back")
     seen = SimpleNamespace(colleagues=colleagues)
     seen.alone = stages_run(collector.dvc("exp", "run", "--set-param", "recipes.hybrid.mlp.idf_exp=3"))
-    seen.collectors = {name: (collector.root / f"artifacts/{name}.safetensors").read_bytes() for name in RESULTS}
+    seen.collectors = {name: (collector.root / f"artifacts/{name}").read_bytes() for name in RESULTS}
     seen.metrics = json.loads((collector.root / "metrics/eval/hybrid/50pct.json").read_text())
     follow(undo, collector)
     seen.undone = collector.git("status", "--porcelain"), collector.dvc("status")
@@ -292,7 +295,6 @@ def test_a_pull_brings_the_same_bytes(passed_on, colleague, collector):
     assert colleague.repro() == set()
     for part in ("statistics", "tokens", "model"):
         assert files(colleague.root / "artifacts" / part) == files(collector.root / "artifacts" / part)
-    assert {name.partition("@")[0] for name in ALL} >= {"collect"}
 
 
 def test_a_lost_object_is_an_error_until_it_is_uploaded(passed_on, colleague, collector, endpoint, tmp_path):
