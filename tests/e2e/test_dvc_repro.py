@@ -1,95 +1,15 @@
 """Real `dvc repro` on the tiny model: which stages run after which change, and sharing through a remote."""
 
-import os
-import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.imports import ROOT
-from tests.project import tiny_params
+from tests.e2e.repository import ALL, Repository
 
 pytestmark = pytest.mark.e2e
 
-PROJECT_FILES = (
-    *("dvc.yaml", ".dvcignore", ".gitignore", "artifacts/.gitignore"),
-    *(f"inputs/{room}/.gitignore" for room in ("model", "tasks", "text")),
-)
-ALL = {
-    "sequential@wanda-50pct",
-    "eval_sequential@wanda-50pct",
-    *("fetch@model", "fetch@text", "prepare", "collect", "eval_dense", "report"),
-    *("score@wanda", "score@hybrid", "prune@wanda-50pct", "prune@hybrid-50pct"),
-    *("eval@wanda-50pct", "eval@hybrid-50pct"),
-}
 EVALUATION = {"eval_dense", "eval@wanda-50pct", "eval@hybrid-50pct", "eval_sequential@wanda-50pct", "report"}
-
-
-class Repository:
-    """A git and DVC repository with the project's pipeline and tiny parameters."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
-            "DVC_NO_ANALYTICS": "1",
-            "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
-            "HOME": str(root.parent),
-            "PYTHONPATH": str(root / "pipeline"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-
-    def run(self, *command: str) -> str:
-        done = subprocess.run(command, cwd=self.root, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def git(self, *command: str) -> str:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main"]
-        return self.run("git", *identity, *command)
-
-    def dvc(self, *command: str) -> str:
-        return self.run(sys.executable, "-m", "dvc", *command)
-
-    def repro(self, *arguments: str) -> set[str]:
-        """Run the pipeline and return the stages that did."""
-        return set(re.findall(r"Running stage '([^']+)'", self.dvc("repro", *arguments)))
-
-    def read_params(self) -> dict:
-        return yaml.safe_load((self.root / "params.yaml").read_text())
-
-    def write_params(self, params: dict) -> None:
-        (self.root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-@pytest.fixture(scope="module")
-def repository(tiny_model, tiny_texts, tmp_path_factory) -> Repository:
-    root = tmp_path_factory.mktemp("e2e") / "repository"
-    root.mkdir()
-    ignore = shutil.ignore_patterns("__pycache__")
-    for folder in ("stages", "pipeline"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=ignore)
-    for name in PROJECT_FILES:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, root / name)
-    shutil.copytree(tiny_model, root / "inputs/model/tiny")
-    shutil.copytree(tiny_texts, root / "inputs/text", dirs_exist_ok=True)
-    repository = Repository(root)
-    repository.write_params(tiny_params(Path("inputs/model/tiny"), Path("inputs/text")))
-    repository.git("init", "--quiet")
-    repository.dvc("init", "--quiet")
-    shutil.copytree(ROOT / ".dvc/plots", root / ".dvc/plots")
-    texts = [str(path.relative_to(root)) for path in sorted((root / "inputs/text").glob("*.jsonl"))]
-    repository.dvc("add", "--quiet", "inputs/model/tiny", *texts)
-    assert repository.repro() == ALL
-    repository.git("add", ".")
-    assert "inputs/text/news.jsonl" not in repository.git("ls-files").split()
-    repository.git("commit", "--quiet", "--message", "Everything ran")
-    return repository
 
 
 def test_nothing_runs_when_nothing_changed(repository):
