@@ -1,6 +1,6 @@
 """The trials' command line.
 
-Example: python -m trials kills --trials 55 --seed 0
+Examples: python -m trials kills --trials 55 --seed 0; python -m trials flips --trials 2000
 """
 
 import json
@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 
 from trials.building import built
+from trials.flips import flip_trials
+from trials.flips import table as flips_table
 from trials.kills import kill_trials, table
 from trials.steps import STEPS
 
@@ -38,6 +40,23 @@ def kills(trials: int, seed: int, only: tuple[str, ...], results: Path | None) -
         results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     click.echo(table(found))
     sys.exit(any(step["failures"] for step in found.values()))
+
+
+@main.command()
+@click.option(
+    "--trials", type=click.IntRange(1), default=2000, show_default=True, help="How many bytes, one at a time."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of files, places and values.")
+@click.option("--results", type=click.Path(path_type=Path), help="JSON file to write.")
+def flips(trials: int, seed: int, results: Path | None) -> None:
+    """Change single bytes of statistics, scores and masks; hold that verify tells and no stage goes on with them."""
+    logging.basicConfig(level=logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder, built(Path(folder)):
+        found = flip_trials(trials, seed)
+    if results:
+        results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    click.echo(flips_table(found))
+    sys.exit(any(kind["failures"] for kind in found.values()))
 
 
 if __name__ == "__main__":

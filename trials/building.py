@@ -14,10 +14,16 @@ from trials.steps import METRICS, SECOND, STEPS, Step
 
 def run_here(step: Step, params: str = "params.yaml") -> None:
     """Run a step in this process, from the project's root."""
+    command, arguments = command_of(step, params)
+    command.main(arguments, prog_name=step.module, standalone_mode=False)
+
+
+def command_of(step: Step, params: str = "params.yaml") -> tuple[click.Command, list[str]]:
+    """Return a step's command and its arguments."""
     module, *arguments = step.command(params)
     command = importlib.import_module("neuronrank.cli" if module == "neuronrank" else module).main
     assert isinstance(command, click.Command)
-    command.main(arguments, prog_name=module, standalone_mode=False)
+    return command, arguments
 
 
 @contextlib.contextmanager
