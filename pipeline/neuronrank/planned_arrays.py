@@ -8,11 +8,11 @@ import numpy as np
 
 from neuronrank.profiles import INPUTS, PROFILES, ProfileName, holds
 from neuronrank.sketch import N_BINS
-from neuronrank.statistics_schema import ARRAYS, QUANTILES
+from neuronrank.statistics_schema import ARRAYS, QUANTILES, TOKEN_IDS
 from neuronrank.tap_names import EXPERT_TAPS, of_expert
 
-TOKEN_IDS, WEIGHTS = "token_ids", "weights"
-"""Paths of what lies outside the taps."""
+WEIGHTS = "weights"
+"""Path of all vectors of the weights together."""
 PROJECTED, _NEAREST = 128, 12
 """As in `topics.py`, which needs torch; a test compares them."""
 _WEIGHT_STATISTICS = 3

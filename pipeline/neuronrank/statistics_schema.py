@@ -8,7 +8,7 @@ one but `classes/*` and `token_ids` has a first axis `layer`. Where the MLP is a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SCHEMA = "neuronrank.statistics/4"
+SCHEMA = "neuronrank.statistics/5"
 
 _SUMS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
 _MEANING = {"sum": "a", "sum_abs": "|a|", "sum_sq": "a^2", "max_abs": "|a|, the largest"}
@@ -101,5 +101,14 @@ ARRAYS: Mapping[str, Spec] = {
         stacked=True,
     ),
 }
-"""Name -> what it is. `n_tokens`, `class_count` and `topic_count` are held of experts only. `classes/token_ids`,
-`classes/count` and `token_ids` have no layer axis and are not listed."""
+"""Name -> what it is. `n_tokens`, `class_count` and `topic_count` are held of experts only."""
+
+TOKEN_IDS = "token_ids"
+"""Path of the calibration tokens."""
+
+OF_ALL_LAYERS: Mapping[str, str] = {
+    TOKEN_IDS: "the calibration tokens",
+    "classes/token_ids": "the token that each class is, most frequent first",
+    "classes/count": "tokens of each class; the last, all other tokens",
+}
+"""Path -> definition of the arrays without a layer axis, which the store describes by axes and units alone."""
