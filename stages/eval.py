@@ -14,7 +14,9 @@ from neuronrank.evaluation import EvalParams, load_model, shared_losses
 from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
+from neuronrank.provenance import made_from
 from neuronrank.ranks import joined
+from neuronrank.seals import FIELD
 from neuronrank.windows import Windows, read_evaluation_windows
 from neuronrank.zero_shot import evaluate_tasks, load_tasks
 from stages._command import InDirectory, InFile, Metrics, OutPath, progress_bar, stage_command
@@ -58,12 +60,14 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
                 measured[text] = shared_losses(network, windows.token_ids, options.windows_per_batch, advance, ranks)
         if not ranks.first:
             return {}
-    header = _header(opened, texts, options, device)
+    header = _header(opened, masks, texts, options, device)
     metrics: Metrics = {"perplexity": {text: round(perplexity(values), 4) for text, values in measured.items()}}
+    compared = {}
     if masks is not None and dense is not None:
         header["mask"] = {"recipe": masks.header["recipe"], "pattern": masks.header["pattern"]}
-        require_comparable(losses, header, dense, read_losses_header(dense))
-        reference = read_losses(dense)
+        dense_header = read_losses_header(dense)
+        require_comparable(losses, header, dense, dense_header)
+        reference, compared = read_losses(dense), {"dense_losses": dense_header[FIELD]}
         ratios = {text: perplexity_ratio(values, reference[text], options.seed) for text, values in measured.items()}
         metrics["ratio_to_dense"] = {
             text: {name: round(value, 4) for name, value in asdict(ratio).items()} for text, ratio in ratios.items()
@@ -72,14 +76,18 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
     if tasks:
         tokenizer = AutoTokenizer.from_pretrained(opened.weights_directory, trust_remote_code=False)
         metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
-    write_losses(losses, measured, header)
+    seal = write_losses(losses, measured, header)
+    metrics["made_from"] = {**header["made_from"], **compared, "losses": seal}
     return metrics
 
 
 def _header(
-    model: ModelArtifact, texts: dict[str, Windows], options: EvalParams, device: torch.device
+    model: ModelArtifact, masks: MaskFile | None, texts: dict[str, Windows], options: EvalParams, device: torch.device
 ) -> dict[str, Any]:
+    evaluated = {f"evaluation/{name}": windows.sha256 for name, windows in texts.items()}
+    chain = {"model": model.fingerprint} if masks is None else made_from(masks.header, "masks")
     return {
+        "made_from": {**chain, **evaluated},
         "model": {"fingerprint": model.fingerprint, "source": model.description["source"]},
         "dtype": options.dtype,
         "device": device.type,

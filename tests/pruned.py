@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from neuronrank.checkpoint import MODEL_FILE, ModelArtifact, describe_model, open_model
-from neuronrank.files import write_json
+from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.masking import make_masks
 from neuronrank.models.llama import LAYOUT
@@ -30,7 +30,7 @@ def make_model(directory: Path, tokenizer_of: Path, shard: str = "20KB", **chang
     model.save_pretrained(directory, max_shard_size=shard)
     for path in tokenizer_of.glob("tokenizer*"):
         shutil.copyfile(path, directory / path.name)
-    write_json(directory / MODEL_FILE, describe_model(directory, {"source": "path"}, {}))
+    write_sealed_json(directory / MODEL_FILE, describe_model(directory, {"source": "path"}, {}))
     return open_model(directory)
 
 

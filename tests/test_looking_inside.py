@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from neuronrank import registry, scoring
 from neuronrank.cli import main
 from neuronrank.describing_methods import method_description, method_parameters, methods_table
+from neuronrank.files import write_sealed_json
 from neuronrank.inspecting import describe
 from neuronrank.model_shape import Sizes
 from neuronrank.presets import ALIASES, PRESET_METHOD, PRESETS
@@ -198,7 +199,7 @@ def test_what_cannot_be_inspected_is_one_message(project, tmp_path):
     shutil.rmtree(lost)
     assert "sum_abs: has 1 of 2 chunks. Run: dvc repro collect" in run("inspect", project.statistics, code=1)
     shutil.rmtree(lost.parent.parent)
-    assert "sum_abs: not a readable Zarr array" in run("inspect", project.statistics, code=1)
+    assert "sum_abs/zarr.json: missing, although the manifest lists it" in run("inspect", project.statistics, code=1)
 
 
 # topics
@@ -216,8 +217,9 @@ def micro_topics(directory) -> Statistics:
     }
     writer = StatisticsWriter(directory, 1, "standard")
     writer.write_layer(0, arrays, {})
-    empty = {"model": {}, "collect": {}, "lm_head": {}, "n_layers": 1, "modules": []}
-    writer.finish({**empty, "calibration": {"n_windows": 2, "window_tokens": 10}})
+    collect = {"dtype": "float32", "propagation": "dense"}
+    empty = {"model": {"fingerprint": "f" * 64}, "collect": collect, "lm_head": {}, "n_layers": 1, "modules": []}
+    writer.finish({**empty, "calibration": {"n_windows": 2, "window_tokens": 10, "sha256": "c" * 64}})
     return Statistics(directory / "artifact")
 
 
@@ -261,7 +263,7 @@ def test_tokens_of_another_tokenizer_are_not_decoded(project):
     manifest = project.statistics / "manifest.json"
     content = json.loads(manifest.read_text())
     content["model"]["tokenizer_sha256"] = "0" * 64
-    manifest.write_text(json.dumps(content))
+    write_sealed_json(manifest, content)
     refused = run("topics", project.statistics, "--layer", 0, "--model", project.artifacts / "model", code=1)
     assert "its tokens were made by tokenizer 000000000000…" in refused
 

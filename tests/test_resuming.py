@@ -197,7 +197,7 @@ def test_an_interruption_while_small_arrays_are_joined(model, whole, tmp_path, m
         raise RuntimeError("stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr("neuronrank.statistics_writer.write_json", refuse)
+        patch.setattr("neuronrank.statistics_writer.write_sealed_json", refuse)
         with pytest.raises(RuntimeError, match="stop"):
             collect(model, tmp_path / "statistics")
     monkeypatch.setattr(collection, "_count", lambda *_a, **_k: pytest.fail("a layer ran again"))

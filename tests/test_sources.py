@@ -14,7 +14,7 @@ from neuronrank import sources
 from neuronrank.checkpoint import describe_model, open_model
 from neuronrank.downloads import Wheel, fetch_wheel, open_member
 from neuronrank.errors import ArtifactError, MismatchError, NotFiniteError, ParamsError, SourceError
-from neuronrank.files import sha256_file, write_json
+from neuronrank.files import sha256_file, write_sealed_json
 from neuronrank.text_sources.wikipedia_articles import plain_text
 
 
@@ -141,7 +141,7 @@ def test_a_hub_model_is_pointed_to_and_found_again_offline(tiny_model, tmp_path,
     weights = source.materialise(options, tmp_path)
     assert weights.directory == tiny_model
     assert list(tmp_path.iterdir()) == []
-    write_json(tmp_path / "model.json", describe_model(weights.directory, section, weights.pointer))
+    write_sealed_json(tmp_path / "model.json", describe_model(weights.directory, section, weights.pointer))
     assert open_model(tmp_path).weights_directory == tiny_model
     assert [call[:2] for call in asked] == [("org/model", REVISION)] * 2
     assert asked[1][2] == {"local_files_only": True}
@@ -221,7 +221,7 @@ def test_nan_weights_are_refused_when_fetched(copy):
 def test_weights_that_changed_after_fetching_are_refused(copy, tmp_path):
     artifact = tmp_path / "artifact"
     artifact.mkdir()
-    write_json(artifact / "model.json", describe_model(copy, {}, {"path": str(copy)}))
+    write_sealed_json(artifact / "model.json", describe_model(copy, {}, {"path": str(copy)}))
     shard = sorted(copy.glob("model-*.safetensors"))[-1]
     tensors = load_file(shard)
     name = sorted(tensors)[0]
@@ -235,7 +235,7 @@ def test_weights_that_changed_after_fetching_are_refused(copy, tmp_path):
 def test_a_pointer_to_nowhere_is_refused(copy, tmp_path):
     artifact = tmp_path / "artifact"
     artifact.mkdir()
-    write_json(artifact / "model.json", describe_model(copy, {}, {"path": str(copy)}))
+    write_sealed_json(artifact / "model.json", describe_model(copy, {}, {"path": str(copy)}))
     shutil.rmtree(copy)
     with pytest.raises(SourceError, match=r"copy: not found, although .*model\.json points there"):
         open_model(artifact)

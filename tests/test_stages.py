@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronrank.comparison import perplexity_ratio
-from neuronrank.files import sha256_file, write_json
+from neuronrank.files import sha256_file, write_json, write_sealed_json
 from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.windows import read_windows
@@ -297,12 +297,12 @@ def test_incomplete_statistics_are_refused(project):
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[: len(whole) // 2])
     before = snapshot(project)
-    refused(project.score("wanda"), "/mlp_in/wanda_sum_sq is corrupt", "Run: dvc repro collect")
+    refused(project.score("wanda"), f"{chunk}: corrupt, it has", "Run: dvc repro collect")
     chunk.unlink()
-    refused(project.score("wanda"), "/mlp_in/wanda_sum_sq has missing or impossible values")
+    refused(project.score("wanda"), f"{chunk}: missing, although the manifest lists it")
     counts = sorted((project.statistics / "taps.zarr/neuron/df_count/c").rglob("*"))[-1]
     counts.unlink()
-    refused(project.score("hybrid"), "/neuron/df_count has missing or impossible values")
+    refused(project.score("hybrid"), f"{counts}: missing, although the manifest lists it")
     (project.statistics / "manifest.json").unlink()
     refused(project.score("wanda"), "manifest.json: not found. Run: dvc repro collect")
     after = snapshot(project)
@@ -469,6 +469,8 @@ def test_a_header_that_lacks_something_is_refused(project):
     content = json.loads(manifest.read_text())
     del content["calibration"]
     write_json(manifest, content)
+    refused(project.score("wanda"), "it changed after it was written. Make it again: dvc repro collect")
+    write_sealed_json(manifest, content)
     refused(project.score("wanda"), "manifest.json: its header lacks calibration. Make it again: dvc repro collect")
 
 

@@ -92,8 +92,8 @@ def write(directory: Path, profile: str, layers: list[LayerStatistics], token_id
     writer.finish(
         {
             "model": {"fingerprint": "f" * 64},
-            "calibration": {"n_windows": token_ids.shape[0], "window_tokens": token_ids.shape[1]},
-            "collect": {"propagation": "dense"},
+            "calibration": {"n_windows": token_ids.shape[0], "window_tokens": token_ids.shape[1], "sha256": "c" * 64},
+            "collect": {"dtype": "float32", "propagation": "dense"},
             "n_layers": len(layers),
             "lm_head": {},
             "modules": modules,

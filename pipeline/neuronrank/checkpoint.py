@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
-from neuronrank.files import canonical_json, check_schema, read_json, sha256_file, sha256_text
+from neuronrank.files import canonical_json, read_json, read_sealed_json, sha256_file, sha256_text
+from neuronrank.headers import ModelDescription, check_header
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
 
 MODEL_FILE = "model.json"
-SCHEMA = "neuronrank.model/1"
-_REQUIRED = ("config", "tensors", "fingerprint", "tokenizer_sha256", "weights", "source")
+SCHEMA = "neuronrank.model/2"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _RUN = "dvc repro fetch@model"
@@ -278,13 +278,30 @@ def open_model(directory: Path) -> ModelArtifact:
     """Open what `fetch` left.
 
     Raises:
-        ArtifactError: missing or of another schema.
+        ArtifactError: missing, changed after it was written, or of another schema.
         SourceError: the weights that it points to are not on this machine.
+        MismatchError: their configuration is not the one that was fetched.
+    """
+    description = read_description(directory)
+    weights = _locate_weights(directory, description["weights"])
+    if _config(weights) != description["config"]:
+        raise MismatchError(
+            f"{weights / 'config.json'}: is not what {directory / MODEL_FILE} holds; it changed after it was fetched. "
+            f"Run: dvc repro --force fetch@model"
+        )
+    return ModelArtifact(directory, weights, description)
+
+
+def read_description(directory: Path) -> dict[str, Any]:
+    """Read and check `model.json`.
+
+    Raises:
+        ArtifactError: missing, changed after it was written, or of another schema.
     """
     path = directory / MODEL_FILE
-    description = read_json(path, run=_RUN)
-    check_schema(path, description, SCHEMA, _RUN, _REQUIRED)
-    return ModelArtifact(directory, _locate_weights(directory, description["weights"]), description)
+    description = read_sealed_json(path, SCHEMA, _RUN)
+    check_header(path, description, ModelDescription, _RUN)
+    return description
 
 
 def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:

@@ -9,12 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import transformers
 
 import neuronrank
-from neuronrank import __version__
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route, collect_layers, find_classes
 from neuronrank.errors import ParamsError
@@ -22,6 +19,7 @@ from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging_artifacts import FittedOn
 from neuronrank.outputs import boot_id, resumable_directory
 from neuronrank.prediction import Needs, collected_shape, predict
+from neuronrank.provenance import versions
 from neuronrank.ranks import ALONE, Ranks
 from neuronrank.routing import routing_lines
 from neuronrank.skeleton import manifest_of
@@ -170,7 +168,7 @@ def _key(manifest: dict[str, Any], options: CollectParams, device: torch.device,
         "device": device.type,
         "processes": ranks.size,
         "threads": torch.get_num_threads(),
-        "versions": [torch.__version__, transformers.__version__, np.__version__],
+        "versions": versions(),
         "sources": sources,
     }
     return sha256_text(canonical_json(made_from))
@@ -192,7 +190,6 @@ def _manifest(
             "classes": options.classes,
             "topics": options.topics.model_dump(),
             "gram": options.gram,
-            "neuronrank": __version__,
         },
         **manifest_of(streamed.skeleton),
     }

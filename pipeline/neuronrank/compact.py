@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from neuronrank import registry
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.errors import MismatchError
-from neuronrank.export import change_config, copy_all_but_weights, open_for_export
-from neuronrank.files import write_json
+from neuronrank.export import change_config, copy_all_but_weights, describe_export, open_for_export
 from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import Rows
 from neuronrank.outputs import output_directory
@@ -58,7 +57,7 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
         if (partial / INDEX).exists():
             write_index(partial, names)
         change_config(partial, **{entry_name: after})
-        write_json(partial / "neuronrank.json", {**masks.header, "compact": {entry_name: after}})
+        describe_export(partial, masks, compact={entry_name: after})
     return before, after
 
 

@@ -14,13 +14,16 @@ from safetensors.torch import save_file
 
 from neuronrank.checkpoint import MODEL_FILE, Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import write_json
+from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.outputs import output_directory, require_absent
+from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
 
 _WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
+EXPORT_FILE = "neuronrank.json"
+SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
 
@@ -52,8 +55,21 @@ def export_model(model: ModelArtifact, masks: MaskFile, out: Path) -> int:
             _zero_shard(partial / name, masks)
         if masks.untied:
             change_config(partial, tie_word_embeddings=False)
-        write_json(partial / "neuronrank.json", masks.header)
+        describe_export(partial, masks)
     return int(sum(entry["n_removed"] for entry in masks.header["modules"]))
+
+
+def describe_export(directory: Path, masks: MaskFile, **more: object) -> None:
+    """Write `neuronrank.json`: the mask's header, what all was made from, and the checksum of every other file.
+
+    Args:
+        directory: of the exported model, complete.
+        masks: that were applied.
+        **more: further entries.
+    """
+    files = file_entries(directory, (path for path in directory.rglob("*") if path.is_file()))
+    whole = {"schema": SCHEMA, "made_from": made_from(masks.header, "masks"), "files": files, **more}
+    write_sealed_json(directory / EXPORT_FILE, {**masks.header, **whole})
 
 
 def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpoint:
@@ -74,7 +90,7 @@ def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpo
 def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
     """Copy configuration, tokenizer, index and whatever else lies beside the weights."""
     for source in sorted(model.weights_directory.iterdir()):
-        if source.is_file() and source.suffix not in _WEIGHTS and source.name != MODEL_FILE:
+        if source.is_file() and source.suffix not in _WEIGHTS and source.name not in (MODEL_FILE, EXPORT_FILE):
             shutil.copyfile(source, target / source.name)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from neuronrank.checkpoint import MODEL_FILE, describe_model
 from neuronrank.documents import SOURCES_FILE, write_documents
 from neuronrank.errors import SourceError
-from neuronrank.files import write_json
+from neuronrank.files import write_json, write_sealed_json
 from neuronrank.outputs import output_directory
 from neuronrank.sources import read_source, read_texts
 
@@ -32,7 +32,7 @@ def fetch_model(section: Any, out: Path) -> dict[str, Any]:
                 f"model: config.json says model_type {found!r}, params say model.architecture: "
                 f"{options.architecture!r}. Set model.architecture: {found}"
             )
-        write_json(partial / MODEL_FILE, described)
+        write_sealed_json(partial / MODEL_FILE, described)
     return described
 
 

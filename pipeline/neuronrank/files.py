@@ -6,7 +6,7 @@ Nothing here imports torch.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import safetensors.numpy
 
 from neuronrank.errors import ArtifactError
 from neuronrank.outputs import output_file
+from neuronrank.safetensors_header import METADATA, parse_json, read_safetensors_header
+from neuronrank.seals import BLANK, FIELD, check_sealed_text, check_tensor_file, seal_tensor_file, sealed_text
 
 HEADER_KEY = "neuronrank"
 """The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
@@ -51,41 +53,83 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(canonical_json(value), encoding="utf-8")
 
 
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> str:
+    """Write a JSON object with the SHA-256 of its own bytes in `file_sha256`, and return it.
+
+    Raises:
+        StorageError: the disk refused a write.
+    """
+    text = sealed_text(canonical_json({**value, FIELD: BLANK}))
+    with output_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return str(json.loads(text)[FIELD])
+
+
+def read_sealed_json(path: Path, schema: str, run: str) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote; `run` is the command that makes the file.
+
+    Raises:
+        ArtifactError: missing, not JSON, of another schema, or changed after it was written.
+    """
+    content = _content(path, run)
+    parsed = _parsed(path, content, run)
+    check_schema(path, parsed, schema, run)
+    check_sealed_text(path, content, run)
+    return dict(parsed)
+
+
 def read_json(path: Path, run: str) -> Any:
     """Read JSON; `run` is the command that makes the file.
 
     Raises:
-        ArtifactError: missing or not JSON.
+        ArtifactError: missing, not JSON, or nested too deeply.
     """
+    return _parsed(path, _content(path, run), run)
+
+
+def _content(path: Path, run: str) -> bytes:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: not found. Run: {run}") from err
+    except OSError as err:
+        raise ArtifactError(f"{path}: cannot be read ({err}). Run: {run}") from err
+
+
+def _parsed(path: Path, content: bytes, run: str) -> Any:
+    try:
+        return parse_json(content.decode("utf-8"))
     except ValueError as err:
         raise ArtifactError(f"{path}: not valid JSON ({err}). Make it again: {run}") from err
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> str:
     """Write arrays and one JSON header as safetensors; the bytes are a function of the content alone.
+
+    Returns:
+        The SHA-256 of the file's own bytes, which its header holds as `file_sha256`.
 
     Raises:
         StorageError: the disk refused a write.
     """
     with output_file(path) as partial:
         contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
-        metadata = {HEADER_KEY: json.dumps(header, sort_keys=True, allow_nan=False)}
+        metadata = {HEADER_KEY: json.dumps({**header, FIELD: BLANK}, sort_keys=True, allow_nan=False)}
         safetensors.numpy.save_file(contiguous, partial, metadata=metadata)
+        seal = seal_tensor_file(partial)
         partial.chmod(0o666 & ~_umask())  # the library makes the file private
+    return seal
 
 
-def read_header(path: Path, schema: str, run: str, required: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the JSON header of one of our safetensors files; `required` keys must be in it.
+def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
+    """Read the JSON header of one of our safetensors files, after checking every byte of the file.
 
     Raises:
-        ArtifactError: missing, corrupt, incomplete or of another schema.
+        ArtifactError: missing, corrupt, of another schema, or changed after it was written.
     """
     header = read_metadata(path, run)
-    check_schema(path, header, schema, run, required)
+    check_schema(path, header, schema, run)
+    check_tensor_file(path, run)
     return dict(header)
 
 
@@ -96,30 +140,31 @@ def read_metadata(path: Path, run: str) -> Any:
         ArtifactError: missing or corrupt; says to run `run`.
     """
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return json.loads((file.metadata() or {}).get(HEADER_KEY, "{}"))
+        header, _ = read_safetensors_header(path)
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: not found. Run: {run}") from err
-    except (safetensors.SafetensorError, OSError) as err:
+    except (OSError, ValueError) as err:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {run}") from err
+    try:
+        return parse_json(header.get(METADATA, {}).get(HEADER_KEY, "{}"))
     except ValueError as err:
         raise ArtifactError(f"{path}: its header is not valid JSON ({err}). Make it again: {run}") from err
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read all arrays of a safetensors file.
+    """Read all arrays of a safetensors file; `read_header` checks its bytes.
 
     Raises:
         ArtifactError: corrupt.
     """
     try:
         return dict(safetensors.numpy.load_file(path))
-    except (safetensors.SafetensorError, OSError) as err:
+    except (safetensors.SafetensorError, OSError, KeyError) as err:  # KeyError: a type that numpy has not
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: dvc repro") from err
 
 
-def check_schema(path: Path, header: Mapping[str, Any], schema: str, run: str, required: Sequence[str] = ()) -> None:
-    """Refuse a header of another schema, or one that lacks what its schema promises.
+def check_schema(path: Path, header: Any, schema: str, run: str) -> None:
+    """Refuse a header of another schema.
 
     Raises:
         ArtifactError: names what was found, what was expected and the command that mends it.
@@ -127,9 +172,6 @@ def check_schema(path: Path, header: Mapping[str, Any], schema: str, run: str, r
     found = header.get("schema") if isinstance(header, Mapping) else type(header).__name__
     if found != schema:
         raise ArtifactError(f"{path}: schema is {found!r}, this version reads {schema!r}. Make it again: {run}")
-    missing = [key for key in required if key not in header]
-    if missing:
-        raise ArtifactError(f"{path}: its header lacks {', '.join(missing)}. Make it again: {run}")
 
 
 def _umask() -> int:

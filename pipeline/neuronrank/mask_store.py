@@ -18,21 +18,11 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, write_tensors
+from neuronrank.headers import Masks, check_header
 from neuronrank.module_views import view_of
+from neuronrank.safetensors_header import METADATA, read_safetensors_header
 
-SCHEMA = "neuronrank.masks/3"
-_REQUIRED = (
-    "recipe",
-    "pattern",
-    "modules",
-    "shapes",
-    "n_layers",
-    "model",
-    "sparsity",
-    "untied",
-    "calibration",
-    "collect",
-)
+SCHEMA = "neuronrank.masks/4"
 _RUN = "dvc repro prune"
 
 
@@ -41,26 +31,28 @@ def pack(keep: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.packbits(keep.reshape(-1))
 
 
-def write_masks(path: Path, packed: dict[str, NDArray[np.uint8]], header: dict[str, Any]) -> None:
-    """Write packed masks and header.
+def write_masks(path: Path, packed: dict[str, NDArray[np.uint8]], header: dict[str, Any]) -> str:
+    """Write packed masks and header, and return the file's seal.
 
     Raises:
         StorageError: the disk refused a write.
     """
-    write_tensors(path, packed, {"schema": SCHEMA, **header})
+    return write_tensors(path, packed, {"schema": SCHEMA, **header})
 
 
 class MaskFile:
     """Masks opened for reading; each is unpacked when asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header.
+        """Check every byte of the file, in pieces, and read the header.
 
         Raises:
-            ArtifactError: missing, corrupt, or of another schema.
+            ArtifactError: missing, corrupt, of another schema, or with bits that do not fit its shapes.
         """
         self.path = path
-        self.header = read_header(path, SCHEMA, _RUN, _REQUIRED)
+        self.header = read_header(path, SCHEMA, _RUN)
+        check_header(path, self.header, Masks, _RUN)
+        _require_fitting(path, self.header)
         self.modules: list[dict[str, Any]] = self.header["modules"]
         self._file: Any = safetensors.safe_open(path, framework="numpy")
 
@@ -86,6 +78,11 @@ class MaskFile:
                 f"{self.path}: made for model {made_for[:12]}…, {directory} holds {fingerprint[:12]}…. Run: {_RUN}"
             )
 
+    @property
+    def seal(self) -> str:
+        """SHA-256 of the file's own bytes."""
+        return str(self.header["file_sha256"])
+
     def keep(self, weight: str) -> NDArray[np.bool_]:
         """Return the mask of one weight, in the shape that it is stored in, True = kept.
 
@@ -94,8 +91,6 @@ class MaskFile:
         """
         shape = self.header["shapes"][weight]
         size, packed = math.prod(shape), self._file.get_tensor(weight)
-        if packed.size != (size + 7) // 8:
-            raise ArtifactError(f"{self.path}: {weight} has {packed.size} bytes for a mask of {shape}. Run: {_RUN}")
         keep = np.unpackbits(packed, count=size).astype(np.bool_).reshape(shape)
         removed = keep.size - int(np.count_nonzero(keep))
         stated = sum(entry["n_removed"] for entry in self.modules if entry["weight"] == weight)
@@ -112,3 +107,19 @@ class MaskFile:
             ArtifactError: see `keep`.
         """
         return np.asarray(view_of(self.keep(entry["weight"]), entry))
+
+
+def _require_fitting(path: Path, header: dict[str, Any]) -> None:
+    """Refuse bits that are not those of the stated shapes, or modules of weights that there are not."""
+    shapes = header["shapes"]
+    stored, _ = read_safetensors_header(path)
+    found = {name: (stored[name]["dtype"], stored[name]["shape"]) for name in stored if name != METADATA}
+    for name in sorted(found.keys() | shapes.keys()):
+        wanted = ("U8", [(math.prod(shapes[name]) + 7) // 8]) if name in shapes else "nothing by that name"
+        if found.get(name) != wanted:
+            raise ArtifactError(
+                f"{path}: {name} holds {found.get(name, 'nothing')}, its shapes ask for {wanted}. Make it again: {_RUN}"
+            )
+    absent = [entry["weight"] for entry in header["modules"] if entry["weight"] not in shapes]
+    if absent:
+        raise ArtifactError(f"{path}: has no mask of {absent[0]}, which its modules name. Make it again: {_RUN}")

@@ -15,6 +15,7 @@ from neuronrank.errors import MismatchError
 from neuronrank.mask_store import pack, write_masks
 from neuronrank.module_views import write_view
 from neuronrank.patterns import Pattern
+from neuronrank.provenance import made_from
 from neuronrank.pruning import ModuleMask, iter_masks, modules_with_idle_factor, pruned_head, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, summary_lines
 from neuronrank.score_store import Factors
@@ -36,7 +37,8 @@ def make_masks(
         out: file to write.
 
     Returns:
-        `sparsity` (realised, of three denominators), `removed` weights, `parts` (counts), `modules` (counts).
+        `sparsity` (realised, of three denominators), `removed` weights, `parts` (counts), `modules` (counts), and
+        `made_from`: the identities of the mask and of what it was made from.
 
     Raises:
         ParamsError, MismatchError, NotFiniteError, DegenerateError: see `iter_masks`.
@@ -67,9 +69,11 @@ def make_masks(
     provenance = {key: header[key] for key in ("recipe", "parts", "n_layers", "model", "calibration", "collect")}
     described = {"name": name, **pattern.params.model_dump(mode="json")}
     details = {"pattern": described, "modules": modules, "shapes": shapes, "sparsity": sparsity, "untied": untied}
-    write_masks(out, packed, {**provenance, **details})
+    chain = made_from(header, "scores")
+    seal = write_masks(out, packed, {**provenance, **details, "made_from": chain})
     removed = sum(module["n_removed"] for module in modules)
-    return {"sparsity": sparsity, "removed": removed, "parts": part_counts(modules), "modules": modules}
+    counts = {"removed": removed, "parts": part_counts(modules), "modules": modules}
+    return {"sparsity": sparsity, **counts, "made_from": {**chain, "masks": seal}}
 
 
 def _require_its_pattern(header: dict[str, Any], pattern: Pattern) -> None:

@@ -14,12 +14,13 @@ from neuronrank.errors import MismatchError
 from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging import Arrays, merge_arrays
 from neuronrank.outputs import require_absent, resumable_directory
+from neuronrank.seals import FIELD
 from neuronrank.statistics_schema import ARRAYS, TOTALS
 from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.windows import Windows
 
-_APART = ("fitted_on", "neuronrank")
+_APART = ("fitted_on",)
 """What may differ in the `collect` section of manifests that are merged."""
 
 
@@ -166,6 +167,11 @@ def _provenance(parts: Sequence[Statistics], token_ids: NDArray[np.int32]) -> di
             "source": same["source"] or {"source": "merged"},
             "parts": apart,
             "origins": [origin for one in calibrations for origin in one["origins"]],
+        },
+        "made_from": {
+            "model": first["model"]["fingerprint"],
+            "calibration": Windows(token_ids, {}).sha256,
+            "parts": " ".join(part.manifest[FIELD] for part in parts),
         },
     }
 

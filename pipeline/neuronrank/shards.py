@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from neuronrank.files import write_json
+from neuronrank.safetensors_header import METADATA, read_safetensors_header
 
 INDEX = "model.safetensors.index.json"
-_METADATA = "__metadata__"
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 """Types of the safetensors format that a weight may have."""
 TYPES = FLOATS | {"I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}
@@ -21,16 +21,17 @@ TYPES = FLOATS | {"I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool}
 
 
 def shard_header(path: Path) -> tuple[dict[str, Any], int]:
-    """Return a safetensors file's header and where its data start: 8 bytes of length, then JSON, then the data."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
-        return header, 8 + length
+    """Return a safetensors file's header and where its data start: 8 bytes of length, then JSON, then the data.
+
+    Raises:
+        ValueError: it is not sound, or not that of this file.
+    """
+    return read_safetensors_header(path)
 
 
 def tensor_entries(header: dict[str, Any]) -> dict[str, Any]:
     """Return name -> `dtype`, `shape` and `data_offsets` of the tensors of a header."""
-    return {name: entry for name, entry in header.items() if name != _METADATA}
+    return {name: entry for name, entry in header.items() if name != METADATA}
 
 
 def mapped_tensor(path: Path, entry: dict[str, Any], data_start: int, dtype: torch.dtype) -> torch.Tensor:
@@ -60,7 +61,7 @@ def rewrite_shard(source: Path, target: Path, kept: dict[str, tuple[int, NDArray
     """
     header, data_start = shard_header(source)
     entries = sorted(tensor_entries(header).items(), key=lambda item: item[1]["data_offsets"][0])
-    new_header: dict[str, Any] = {_METADATA: header[_METADATA]} if _METADATA in header else {}
+    new_header: dict[str, Any] = {METADATA: header[METADATA]} if METADATA in header else {}
     end = 0
     for name, entry in entries:
         first, last = entry["data_offsets"]

@@ -8,7 +8,7 @@ one but `classes/*` and `token_ids` has a first axis `layer`. Where the MLP is a
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SCHEMA = "neuronrank.statistics/4"
+SCHEMA = "neuronrank.statistics/5"
 
 _SUMS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
 _MEANING = {"sum": "a", "sum_abs": "|a|", "sum_sq": "a^2", "max_abs": "|a|, the largest"}

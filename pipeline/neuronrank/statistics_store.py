@@ -11,25 +11,30 @@ and for scoring at them: `derived.py`.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 import zarr
 from numpy.typing import NDArray
 
+from neuronrank.array_bounds import UNSOUND, require_stored
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import check_schema, read_header, read_json, read_tensors
+from neuronrank.files import read_sealed_json
+from neuronrank.headers import Manifest, check_header
 from neuronrank.profiles import PROFILES, smallest_with
 from neuronrank.statistics_schema import SCHEMA, TOKEN_IDS
 from neuronrank.tap_names import EXPERT_TAPS, base, block, expert, n_experts, of_expert
 from neuronrank.tap_statistics import TapStatistics
+from neuronrank.verified_store import VerifiedStore, read_listed
 
-_REQUIRED = ("model", "calibration", "collect", "n_layers", "modules", "lm_head", "profile", "arrays")
 MANIFEST = "manifest.json"
 WEIGHTS_FILE = "weights.safetensors"
+TAPS = "taps.zarr"
 _RUN = "dvc repro collect"
 _BLOCK_BYTES = 128 << 20
 """How much of one array is read at once, unless one layer alone is larger."""
@@ -63,29 +68,49 @@ class Module:
 
 def module_of(entry: dict[str, Any]) -> Module:
     """Return a module of its entry in the manifest."""
-    return Module(**{**entry, "shape": tuple(entry["shape"])})
+    return Module(**{**{name.name: entry[name.name] for name in fields(Module)}, "shape": tuple(entry["shape"])})
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read and check the manifest of a statistics artifact.
+
+    Raises:
+        ArtifactError: missing, changed after it was written, of another schema, or not what its schema promises.
+    """
+    path = directory / MANIFEST
+    manifest = read_sealed_json(path, SCHEMA, _RUN)
+    check_header(path, manifest, Manifest, _RUN)
+    if manifest["profile"] not in PROFILES:
+        raise ArtifactError(f"{path}: profile is {manifest['profile']!r}, there are {', '.join(PROFILES)}. Run: {_RUN}")
+    beyond = [module["name"] for module in manifest["modules"] if module["layer"] >= manifest["n_layers"]]
+    if beyond:
+        raise ArtifactError(f"{path}: {beyond[0]} is in no layer of {manifest['n_layers']}. Run: {_RUN}")
+    return manifest
+
+
+def listed_store(directory: Path, manifest: Mapping[str, Any]) -> VerifiedStore:
+    """Return the Zarr store of a statistics artifact; only what its manifest lists can be read of it."""
+    start = f"{TAPS}/"
+    listed = {path.removeprefix(start): entry for path, entry in manifest["files"].items() if path.startswith(start)}
+    return VerifiedStore(directory / TAPS, listed, _RUN)
 
 
 class Statistics:
     """A complete statistics artifact, opened for reading."""
 
     def __init__(self, directory: Path) -> None:
-        """Read the manifest; arrays are read, and found missing or corrupt, when they are asked for.
+        """Read and check the manifest; arrays are read, and checked against it, when they are asked for.
 
         Raises:
             ArtifactError: missing, incomplete, corrupt, or of another schema.
         """
         self.directory = directory
-        self.manifest: dict[str, Any] = read_json(directory / MANIFEST, run=_RUN)
-        check_schema(directory / MANIFEST, self.manifest, SCHEMA, _RUN, _REQUIRED)
+        self.manifest: dict[str, Any] = read_manifest(directory)
         try:
-            self._root = zarr.open_group(directory / "taps.zarr", mode="r", zarr_format=3)
-        except (FileNotFoundError, ValueError) as err:
-            raise ArtifactError(f"{directory / 'taps.zarr'}: not a readable Zarr group ({err}). Run: {_RUN}") from err
-        try:
-            self.modules = [module_of(entry) for entry in self.manifest["modules"]]
-        except (TypeError, KeyError) as err:
-            raise ArtifactError(f"{directory / MANIFEST}: a module's entry is incomplete ({err}). Run: {_RUN}") from err
+            self._root = zarr.open_group(listed_store(directory, self.manifest), mode="r", zarr_format=3)
+        except UNSOUND as err:
+            raise ArtifactError(f"{directory / TAPS}: not a readable Zarr group ({err}). Run: {_RUN}") from err
+        self.modules = [module_of(entry) for entry in self.manifest["modules"]]
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
         self._weights: dict[str, NDArray[np.float32]] | None = None
@@ -190,8 +215,7 @@ class Statistics:
         """
         path = self.directory / WEIGHTS_FILE
         if self._weights is None:
-            read_header(path, SCHEMA, _RUN)
-            self._weights = read_tensors(path)
+            self._weights = self._read_weights(path)
         return self._weights
 
     @property
@@ -217,6 +241,15 @@ class Statistics:
         """
         return self._read(self.stored(path), layers)
 
+    def _read_weights(self, path: Path) -> dict[str, NDArray[np.float32]]:
+        if WEIGHTS_FILE not in self.manifest["files"]:
+            raise ArtifactError(f"{path}: the manifest does not list this file. Run: {_RUN}")
+        content = read_listed(path, self.manifest["files"][WEIGHTS_FILE], _RUN)  # some vectors of every module
+        try:
+            return dict(safetensors.numpy.load(content))
+        except (safetensors.SafetensorError, KeyError) as err:
+            raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Run: {_RUN}") from err
+
     def _array(self, tap: str, name: str) -> Any:
         path = f"{tap}/{name}" if tap else name
         if path not in self._arrays:
@@ -224,6 +257,9 @@ class Statistics:
                 self._arrays[path] = self._root[path]
             except KeyError:
                 raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
+            except UNSOUND as err:
+                raise ArtifactError(f"{self.directory}: {path} is no readable Zarr array ({err}). Run: {_RUN}") from err
+            require_stored(self.directory / TAPS / path, self._arrays[path], path, self.manifest["files"], _RUN)
         return self._arrays[path]
 
     def _why_missing(self, tap: str, name: str) -> str:
@@ -243,7 +279,7 @@ class Statistics:
     def _read(self, array: Any, layers: slice) -> NDArray[Any]:
         try:
             values = np.asarray(array[layers])
-        except (OSError, ValueError, RuntimeError) as err:
+        except UNSOUND as err:
             raise ArtifactError(f"{self.directory}: {array.name} is corrupt ({err}). Run: {_RUN}") from err
         if not np.isfinite(values).all() or (values.dtype.kind == "i" and (values < 0).any()):
             raise ArtifactError(f"{self.directory}: {array.name} has missing or impossible values. Run: {_RUN}")

@@ -15,8 +15,10 @@ from zarr.codecs import BloscCodec, TransposeCodec
 from neuronrank.derived import derived_arrays
 from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError
-from neuronrank.files import read_tensors, write_json, write_tensors
+from neuronrank.files import read_tensors, write_sealed_json, write_tensors
 from neuronrank.profiles import PROFILES, ProfileName
+from neuronrank.provenance import file_entries, made_from, versions
+from neuronrank.seals import check_tensor_file
 from neuronrank.statistics_schema import ARRAYS, SCHEMA, TOTALS, Spec
 from neuronrank.statistics_store import MANIFEST
 from neuronrank.tap_names import base, expert
@@ -113,7 +115,8 @@ class StatisticsWriter:
         """Write the small arrays, the weight vectors and, last, the manifest.
 
         Args:
-            manifest: provenance and modules; the schema, the profile and the taps are added here.
+            manifest: provenance and modules; the schema, the profile, the taps, the versions of libraries and the
+                list of files are added here.
 
         Raises:
             MismatchError: an array has another shape in some layer.
@@ -121,6 +124,7 @@ class StatisticsWriter:
         weights: dict[str, NDArray[Any]] = {}
         stacked: dict[str, list[NDArray[Any]]] = {}
         for index in range(self._n_layers):
+            check_tensor_file(self._waiting(index), "dvc repro collect")
             for name, values in read_tensors(self._waiting(index)).items():
                 kind, _, path = name.partition("/")
                 if kind == "weights":
@@ -136,7 +140,10 @@ class StatisticsWriter:
         groups = {group: sorted(name for name, _ in content.arrays()) for group, content in self._root.groups()}
         write_tensors(self._directory / "weights.safetensors", weights, {"schema": SCHEMA, "units": WEIGHT_UNITS})
         held = {"profile": self._profile, "arrays": dict(sorted(groups.items()))}
-        write_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, **held})
+        (self._directory / MANIFEST).unlink(missing_ok=True)  # of a run that was interrupted after it
+        files = file_entries(self._directory, (path for path in self._directory.rglob("*") if path.is_file()))
+        whole = {"versions": versions(), "made_from": made_from(manifest), "files": files}
+        write_sealed_json(self._directory / MANIFEST, {"schema": SCHEMA, **manifest, **held, **whole})
 
     def stored(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
         """Return what is stored of a layer: rounded, with totals and derived arrays, without what is not kept."""

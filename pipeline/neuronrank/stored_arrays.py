@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
+from neuronrank.array_bounds import chunk_files
 from neuronrank.errors import ArtifactError
 from neuronrank.planned_arrays import WEIGHTS
 from neuronrank.statistics_schema import ARRAYS, TOKEN_IDS, TOTALS
 from neuronrank.statistics_store import Statistics
 
 KINDS = ("document sums", "totals and counts", "sketches", "classes", "topics", "Gram matrices", "labels", "weights")
-_RUN = "dvc repro collect"
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def stored_arrays(statistics: Statistics) -> list[StoredArray]:
     Raises:
         ArtifactError: files of an array, or those of the weights, are missing or corrupt.
     """
-    found = [_stored(statistics.directory / "taps.zarr", path) for path in statistics.array_paths]
+    found = [_stored(statistics, path) for path in statistics.array_paths]
     weights = sum(
         statistics.weight_sums(module.name, f"{axis}_{name}").size
         for module in statistics.modules
@@ -69,15 +68,17 @@ def total_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def _stored(root: Path, path: str) -> StoredArray:
-    try:
-        array: Any = zarr.open_array(root / path, mode="r", zarr_format=3)
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as err:
-        raise ArtifactError(f"{root / path}: not a readable Zarr array ({err}). Run: {_RUN}") from err
-    chunks = [file for file in (root / path).rglob("*") if file.is_file() and file.name != "zarr.json"]
-    if len(chunks) != array.nchunks:
-        raise ArtifactError(f"{root / path}: has {len(chunks)} of {array.nchunks} chunks. Run: {_RUN}")
+def _stored(statistics: Statistics, path: str) -> StoredArray:
+    array: Any = statistics.stored(path)
     name = path.rpartition("/")[2]
     units = str(array.attrs.get("units", ARRAYS[name].units if name in ARRAYS else ""))
-    stored = sum(file.stat().st_size for file in chunks)
-    return StoredArray(path, tuple(array.shape), str(array.dtype), units, stored)
+    chunks = chunk_files(path, statistics.manifest["files"])
+    whole = [name for name, n in chunks.items() if _size(statistics.directory / name) == n]
+    if len(whole) < len(chunks):
+        where = statistics.directory / "taps.zarr" / path
+        raise ArtifactError(f"{where}: has {len(whole)} of {len(chunks)} chunks. Run: dvc repro collect")
+    return StoredArray(path, tuple(array.shape), str(array.dtype), units, sum(chunks.values()))
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None

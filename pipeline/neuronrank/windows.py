@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import read_header, read_tensors, write_tensors
+from neuronrank.headers import Tokens, check_header
 
-SCHEMA = "neuronrank.tokens/1"
-_REQUIRED = ("tokenizer_sha256", "window_tokens", "source")
+SCHEMA = "neuronrank.tokens/2"
 _RUN = "dvc repro prepare"
 
 
@@ -48,10 +48,21 @@ def read_windows(path: Path) -> Windows:
     """Read windows.
 
     Raises:
-        ArtifactError: missing, corrupt, or of another schema.
+        ArtifactError: missing, corrupt, of another schema, or without token ids of the length that it states.
     """
-    header = read_header(path, SCHEMA, _RUN, _REQUIRED)
-    return Windows(read_tensors(path)["token_ids"], header)
+    header = read_header(path, SCHEMA, _RUN)
+    check_header(path, header, Tokens, _RUN)
+    tensors = read_tensors(path)
+    ids = tensors.get("token_ids", np.zeros(0, np.int32))
+    n_tokens = header["window_tokens"]
+    if tensors.keys() != {"token_ids"} or ids.dtype != np.int32 or ids.ndim != 2 or ids.shape[1] != n_tokens:
+        raise ArtifactError(
+            f"{path}: holds {', '.join(tensors) or 'nothing'}, {ids.dtype} of shape {list(ids.shape)}; expected "
+            f"token_ids, int32 of shape [N, {n_tokens}]. Make it again: {_RUN}"
+        )
+    if not ids.size or ids.min() < 0:
+        raise ArtifactError(f"{path}: token_ids are none, or negative. Make it again: {_RUN}")
+    return Windows(ids, header)
 
 
 def read_evaluation_windows(directory: Path, tokenizer_sha256: str) -> dict[str, Windows]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
 from neuronrank.outputs import output_directory
 from neuronrank.score_store import write_scores
 from neuronrank.scores import score_header
+from neuronrank.seals import FIELD
 from neuronrank.zero_shot import Tasks, ZeroShotParams, load_tasks
 
 log = logging.getLogger("neuronrank")
@@ -77,9 +79,10 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     scored = _scored(model, request, cache, outputs.statistics)
     seconds = {"collect": scored.collect_seconds, "score": time.perf_counter() - begin - scored.collect_seconds}
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "mask.safetensors"
+        path, kept_scores = Path(scratch) / "mask.safetensors", Path(scratch) / "scores.safetensors"
         begin = time.perf_counter()
         header = score_header(scored.manifest, request.name, scored.recipe)
+        header[FIELD] = write_scores(kept_scores, scored.factors, header)
         made = make_masks(model, scored.factors, header, request.pattern, "run", path)
         seconds["prune"] = time.perf_counter() - begin
         masks = MaskFile(path)
@@ -93,13 +96,14 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
             "sparsity": made["sparsity"],
             "part_counts": made["parts"],
             "modules": made["modules"],
+            "made_from": made["made_from"],
             "measured": _measured(model, request, masks, outputs.perplexity, (tasks, zero_shot)),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
         if outputs.save:
             with output_directory(outputs.save) as partial:
                 (partial / "mask.safetensors").write_bytes(path.read_bytes())
-                write_scores(partial / "scores.safetensors", scored.factors, header)
+                shutil.copyfile(kept_scores, partial / "scores.safetensors")
                 write_json(partial / "summary.json", summary)
             log.info("mask, factors and summary: %s", outputs.save)
         if outputs.save_model:

@@ -1,0 +1,265 @@
+"""What our headers must hold, by type: checked when a file is opened, so that what is read later is what it seems.
+
+Keys that are not listed may be there as well. The schema itself is checked before (`files.check_schema`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from neuronrank.errors import ArtifactError
+
+_MOST_FAULTS = 8
+_MOST = 2**40
+"""No count or size of ours is larger; what is would fill memory before anything else noticed."""
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    plain = path == "/".join(parts) and not path.startswith("/") and ".." not in parts
+    if not (plain and parts and not {"\\", ":", "\0"} & set(path)):
+        raise ValueError("is not a plain relative path inside the directory")
+    return path
+
+
+def _fitting_rows(rows: list[int]) -> list[int]:
+    offset, block, period = rows
+    if not (block and offset + block <= period):
+        raise ValueError("is not offset, block and period of rows that repeat")
+    return rows
+
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, le=_MOST)]
+Size = Annotated[int, Field(ge=1, le=_MOST)]
+Layers = Annotated[int, Field(ge=1, le=100_000)]
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Shape = Annotated[list[Count], Field(min_length=1, max_length=8)]
+Matrix = Annotated[list[Size], Field(min_length=2, max_length=2)]
+Rows = Annotated[list[Count], Field(min_length=3, max_length=3), AfterValidator(_fitting_rows)]
+MadeFrom = dict[str, str]
+"""What went in -> its identity: `provenance.py`."""
+
+
+class Header(BaseModel):
+    """Base of all: no silent type conversion, other keys allowed."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+
+class FileEntry(Header):
+    """One file of an artifact."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+Files = dict[RelativePath, FileEntry]
+
+
+class Model(Header):
+    """Which weights."""
+
+    fingerprint: Sha256
+
+
+class ModuleEntry(Header):
+    """What every list of modules says of one."""
+
+    name: str
+    part: str
+    shape: Matrix
+    weight: str
+    rows: Rows | None
+    transposed: bool
+
+
+class ScoredModule(ModuleEntry):
+    """A decoder module."""
+
+    layer: Count
+    neuron_tap: str
+    neuron_axis: Literal["row", "column"]
+
+
+class CollectedModule(ScoredModule):
+    """A decoder module whose statistics are held."""
+
+    input_tap: str
+
+
+class MaskedModule(ModuleEntry):
+    """A module that a mask prunes; the output head has no layer."""
+
+    layer: Count | None
+    n_removed: Count
+
+
+class Calibration(Header):
+    """Token windows that statistics are of."""
+
+    n_windows: Size
+    window_tokens: Size
+    sha256: Sha256
+
+
+class Collect(Header):
+    """How statistics were collected."""
+
+    dtype: str
+    propagation: str
+
+
+class Manifest(Header):
+    """Of a statistics artifact."""
+
+    model: Model
+    calibration: Calibration
+    collect: Collect
+    n_layers: Layers
+    modules: list[CollectedModule]
+    lm_head: dict[str, Any]
+    profile: str
+    arrays: dict[str, list[str]]
+    files: Files
+    made_from: MadeFrom
+
+
+class ScoredPart(Header):
+    """How a part is scored."""
+
+    method: str
+    default_group: str
+    elements: bool
+    neurons: bool
+    weight_exp: float
+    weight_multi: float
+    params: dict[str, Any]
+
+
+class Scores(Header):
+    """Of a file of scores."""
+
+    recipe: str
+    parts: dict[str, ScoredPart]
+    modules: list[ScoredModule]
+    lm_head: dict[str, Any] | None
+    n_layers: Layers
+    model: Model
+    calibration: dict[str, Any]
+    collect: dict[str, Any]
+    made_from: MadeFrom
+
+
+class Pattern(Header):
+    """What a mask was made by."""
+
+    name: str
+    rule: str
+
+
+class Masks(Header):
+    """Of a file of masks."""
+
+    recipe: str
+    pattern: Pattern
+    modules: list[MaskedModule]
+    shapes: dict[str, Shape]
+    n_layers: Layers
+    model: Model
+    sparsity: dict[str, float]
+    untied: dict[str, str]
+    calibration: dict[str, Any]
+    collect: dict[str, Any]
+    made_from: MadeFrom
+
+
+class EvaluatedText(Header):
+    """Windows that losses are of."""
+
+    n_windows: Size
+    window_tokens: Size
+    sha256: Sha256
+
+
+class Losses(Header):
+    """Of a file of losses."""
+
+    model: Model
+    dtype: str
+    device: str
+    texts: dict[str, EvaluatedText]
+    made_from: MadeFrom
+
+
+class Tokens(Header):
+    """Of a file of token windows."""
+
+    tokenizer_sha256: Sha256
+    window_tokens: Size
+    source: Any
+
+
+class TensorEntry(Header):
+    """A stored tensor of a model."""
+
+    dtype: str
+    shape: list[Count]
+    sha256: Sha256
+
+
+class ModelDescription(Header):
+    """Of `model.json`."""
+
+    config: dict[str, Any]
+    tensors: dict[str, TensorEntry]
+    fingerprint: Sha256
+    tokenizer_sha256: Sha256
+    weights: dict[str, str]
+    source: dict[str, Any]
+
+
+class Export(Header):
+    """Of `neuronrank.json` in an exported model."""
+
+    files: Files
+    made_from: MadeFrom
+    model: Model
+    sparsity: dict[str, float]
+
+
+def check_header(path: Path, header: Mapping[str, Any], kind: type[Header], run: str) -> None:
+    """Refuse a header that does not hold what its schema promises.
+
+    Args:
+        path: the file, for the message.
+        header: as read.
+        kind: of this file.
+        run: the command that makes it.
+
+    Raises:
+        ArtifactError: names the file and every field that is missing or of another type.
+    """
+    try:
+        kind.model_validate(header)
+    except ValidationError as err:
+        faults = err.errors(include_url=False)
+        missing = [fault for fault in faults if fault["type"] == "missing" and len(fault["loc"]) == 1]
+        lines = [f"its header lacks {', '.join(str(fault['loc'][0]) for fault in missing)}"] if missing else []
+        for fault in faults:
+            if fault not in missing:
+                where = ".".join(str(part) for part in fault["loc"])
+                lines.append(f"{where}: {fault['msg'].removeprefix('Value error, ')}, found {_short(fault['input'])}")
+        more = len(lines) - _MOST_FAULTS
+        lines = [*lines[:_MOST_FAULTS], *([f"and {more} more"] if more > 0 else [])]
+        raise ArtifactError(f"{path}: {'; '.join(lines)}. Make it again: {run}") from err
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of too many digits to be written out
+        return "a number of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,51 @@
+"""Where artifacts come from: what each was made from, by identity, and which libraries made statistics.
+
+`made_from` goes from artifact to artifact and gains what was used at each step:
+
+    model         fingerprint of the weights
+    calibration   SHA-256 of the calibration token ids
+    statistics, scores, masks, losses   seal of the file (of statistics: of its manifest)
+    evaluation/<text>                   SHA-256 of the evaluation token ids
+    parts         seals of the statistics that were merged, in their order, separated by spaces
+
+Only what was read from a file has a seal: a one-shot run keeps some of it in memory.
+"""
+
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from neuronrank import __version__
+from neuronrank.files import sha256_file
+from neuronrank.seals import FIELD
+
+_LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the bytes of statistics may depend on, this package's among them."""
+    return {"neuronrank": __version__, **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def made_from(header: Mapping[str, Any], kind: str | None = None) -> dict[str, str]:
+    """Return what something is made from that is made from an artifact: its own `made_from`, and itself.
+
+    Args:
+        header: of the artifact, as read; of one that was never in a file, without a seal.
+        kind: what the artifact is called: `statistics`, `scores`, `masks` or `losses`; None leaves itself out.
+    """
+    earlier = dict(header.get("made_from") or {})
+    if not earlier and "model" in header:  # statistics that are being collected, or a model alone
+        earlier = {"model": header["model"]["fingerprint"]}
+        if "sha256" in header.get("calibration", {}):
+            earlier["calibration"] = header["calibration"]["sha256"]
+    return earlier | ({kind: header[FIELD]} if kind and FIELD in header else {})
+
+
+def file_entries(directory: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Return, for files of a directory, their path inside it -> `bytes` and `sha256`."""
+    return {
+        path.relative_to(directory).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(paths)
+    }
