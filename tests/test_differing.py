@@ -341,9 +341,9 @@ def test_the_names_of_a_models_file_are_those_of_the_checkpoint():
 def test_what_cannot_be_compared_is_an_error_and_not_a_difference(tmp_path):
     one, bits = scores(tmp_path / "a"), masks(tmp_path / "b", {GATE: [[1]]})
     shown = run(one, bits, code=2)
-    assert "schemas are 'neuronrank.scores/3' and 'neuronrank.masks/3'; only artifacts of one kind and schema" in shown
+    assert "schemas are 'neuronrank.scores/4' and 'neuronrank.masks/4'; only artifacts of one kind and schema" in shown
     older = scores(tmp_path / "older", schema="neuronrank.scores/2")
-    assert "schemas are 'neuronrank.scores/3' and 'neuronrank.scores/2'" in run(one, older, code=2)
+    assert "schemas are 'neuronrank.scores/4' and 'neuronrank.scores/2'" in run(one, older, code=2)
     assert "schema is 'neuronrank.scores/2'; this version reads" in run(older, older, code=2)
     assert "nowhere: not found" in run(one, tmp_path / "nowhere", code=2)
     assert "has no manifest.json" in run(one, tmp_path, code=2)

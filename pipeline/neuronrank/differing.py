@@ -9,11 +9,12 @@ from neuronrank import losses, mask_store, score_store, statistics_schema, windo
 from neuronrank.differing_settings import differing_settings
 from neuronrank.differing_values import ArraySource, array_difference, jaccard, mask_differences, rank_correlations
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import check_schema, read_json
+from neuronrank.files import read_json, read_sealed_json
+from neuronrank.headers import ModelDescription, check_header
 from neuronrank.inspecting import stated_schema
 from neuronrank.statistics_store import MANIFEST, Statistics
 
-MODEL_FILE, MODEL_SCHEMA = "model.json", "neuronrank.model/1"
+MODEL_FILE, MODEL_SCHEMA = "model.json", "neuronrank.model/2"
 """As in `checkpoint.py`, which needs torch; a test compares them."""
 
 Difference = dict[str, Any]
@@ -133,8 +134,8 @@ def _windows(path: Path) -> _Opened:
 
 
 def _model(path: Path) -> _Opened:
-    header = read_json(path / MODEL_FILE, "dvc repro fetch@model")
-    check_schema(path / MODEL_FILE, header, MODEL_SCHEMA, "dvc repro fetch@model", ("tensors",))
+    header = read_sealed_json(path / MODEL_FILE, MODEL_SCHEMA, "dvc repro fetch@model")
+    check_header(path / MODEL_FILE, header, ModelDescription, "dvc repro fetch@model")
     tensors = header["tensors"]
     shapes = {name: _unread(tuple(entry["shape"]), entry["dtype"]) for name, entry in tensors.items()}
     return _Opened("model", _without(header, "tensors"), shapes, tensors)

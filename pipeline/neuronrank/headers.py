@@ -102,7 +102,8 @@ class Calibration(Header):
 
     n_windows: Size
     window_tokens: Size
-    sha256: Sha256
+    sha256: Sha256 | None
+    """None where the tokens are not known, as of an importance matrix."""
 
 
 class Collect(Header):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neuronrank import __version__
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import layer_weight_sums
 from neuronrank.errors import MismatchError, SourceError
@@ -72,7 +71,8 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     manifest = {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
         "calibration": _calibration(path, imatrix, n_tokens, left_out),
-        "collect": {"dtype": "unknown", "propagation": PROPAGATION, "neuronrank": __version__},
+        "collect": {"dtype": "unknown", "propagation": PROPAGATION},
+        "made_from": {"model": model.fingerprint, "imatrix": sha256_file(path)},
         **described,
     }
     with resumable_directory(out, sha256_text(canonical_json(manifest))) as work:

@@ -6,6 +6,7 @@
     calibration   SHA-256 of the calibration token ids
     statistics, scores, masks, losses   seal of the file (of statistics: of its manifest)
     evaluation/<text>                   SHA-256 of the evaluation token ids
+    imatrix       SHA-256 of the importance matrix that was imported
     parts         seals of the statistics that were merged, in their order, separated by spaces
 
 Only what was read from a file has a seal: a one-shot run keeps some of it in memory.
@@ -38,7 +39,7 @@ def made_from(header: Mapping[str, Any], kind: str | None = None) -> dict[str, s
     earlier = dict(header.get("made_from") or {})
     if not earlier and "model" in header:  # statistics that are being collected, or a model alone
         earlier = {"model": header["model"]["fingerprint"]}
-        if "sha256" in header.get("calibration", {}):
+        if header.get("calibration", {}).get("sha256"):
             earlier["calibration"] = header["calibration"]["sha256"]
     return earlier | ({kind: header[FIELD]} if kind and FIELD in header else {})
 
