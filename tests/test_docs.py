@@ -92,7 +92,7 @@ def test_ci_calls_the_test_command_of_the_readme():
     assert "make test " in README
 
 
-@pytest.mark.parametrize("command", ["export", "check", "methods", "size", "inspect", "topics"])
+@pytest.mark.parametrize("command", ["export", "check", "methods", "size", "inspect", "verify", "topics"])
 def test_every_command_has_help_with_an_example(command):
     shown = subprocess.run(
         [sys.executable, "-m", "neuronrank", command, "--help"], capture_output=True, text=True, check=True

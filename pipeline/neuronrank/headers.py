@@ -102,7 +102,8 @@ class Calibration(Header):
 
     n_windows: Size
     window_tokens: Size
-    sha256: Sha256
+    sha256: Sha256 | None
+    """Of the token ids; None where they are not known."""
 
 
 class Collect(Header):
