@@ -92,10 +92,11 @@ def test_ci_calls_the_test_command_of_the_readme():
     assert "make test " in README
 
 
-_COMMANDS = ("export", "check", "methods", "size", "inspect", "diff", "topics", "import-imatrix", "export-imatrix")
+_COMMANDS = ("export", "check", "methods", "size", "inspect", "diff", "verify", "topics")
+_IMATRIX_COMMANDS = ("import-imatrix", "export-imatrix")
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
+@pytest.mark.parametrize("command", [*_COMMANDS, *_IMATRIX_COMMANDS])
 def test_every_command_has_help_with_an_example(command):
     shown = subprocess.run(
         [sys.executable, "-m", "neuronrank", command, "--help"], capture_output=True, text=True, check=True

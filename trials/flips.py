@@ -94,7 +94,7 @@ def _trial(kind: Kind, wanted: str, place: Callable[..., tuple[Path, int]], draw
     try:
         found.flips += 1
         verified = _run(["verify", kind.path])
-        if not _is_refusal(verified):
+        if not _has_faults(verified):
             found.failures.append(f"{where}: verify ended with {verified.exit_code}, {verified.exception!r}")
         done, written = _read(kind)
         if _is_refusal(done):
@@ -132,6 +132,11 @@ def _run(arguments: list[str]) -> Result:
     from neuronrank.cli import main
 
     return CliRunner().invoke(main, arguments)
+
+
+def _has_faults(verified: Result) -> bool:
+    """Whether `verify` told of a fault, or of something that it could not read at all."""
+    return verified.exit_code == 1 and isinstance(verified.exception, SystemExit) and "fault" in verified.output
 
 
 def _is_refusal(done: Result) -> bool:

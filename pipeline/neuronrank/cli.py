@@ -259,6 +259,25 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+def verify(paths: tuple[Path, ...]) -> None:
+    """Check that artifacts are whole and sound, and say which of them were made from which.
+
+    PATHS are directories of statistics, of a model or of an exported model; files of scores, masks, losses or token
+    windows; or directories that hold such. The exit code is 0 only when no fault is found.
+
+    Example: neuronrank verify artifacts
+    """
+    from neuronrank.verifying import verify as findings_of
+
+    found = findings_of(paths)
+    n_faults = sum(finding.is_fault for finding in found)
+    click.echo("\n".join(finding.line() for finding in found))
+    click.echo(f"{len(found)} checks, {n_faults} faults")
+    click.get_current_context().exit(1 if n_faults else 0)
+
+
+@main.command()
 @click.argument("statistics", type=click.Path(path_type=Path))
 @click.option("--layer", type=int, required=True, help="Which layer, from 0.")
 @click.option("--topics", type=int, help="Merge the micro-topics to so many topics; as collected when left out.")

@@ -20,7 +20,7 @@ from neuronrank.outputs import output_directory, require_absent
 from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
 
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
 EXPORT_FILE = "neuronrank.json"
 SCHEMA = "neuronrank.export/1"
@@ -90,7 +90,7 @@ def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpo
 def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
     """Copy configuration, tokenizer, index and whatever else lies beside the weights."""
     for source in sorted(model.weights_directory.iterdir()):
-        if source.is_file() and source.suffix not in _WEIGHTS and source.name not in (MODEL_FILE, EXPORT_FILE):
+        if source.is_file() and source.suffix not in WEIGHT_SUFFIXES and source.name not in (MODEL_FILE, EXPORT_FILE):
             shutil.copyfile(source, target / source.name)
 
 

@@ -103,7 +103,7 @@ class Calibration(Header):
     n_windows: Size
     window_tokens: Size
     sha256: Sha256 | None
-    """None where the tokens are not known, as of an importance matrix."""
+    """Of the token ids; None where they are not known."""
 
 
 class Collect(Header):

@@ -20,7 +20,7 @@ from neuronrank.statistics_store import MANIFEST, Statistics
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.windows import Windows
 
-_APART = ("fitted_on",)
+_APART = ("fitted_on", "neuronrank")
 """What may differ in the `collect` section of manifests that are merged."""
 
 

@@ -39,8 +39,8 @@ def made_from(header: Mapping[str, Any], kind: str | None = None) -> dict[str, s
     earlier = dict(header.get("made_from") or {})
     if not earlier and "model" in header:  # statistics that are being collected, or a model alone
         earlier = {"model": header["model"]["fingerprint"]}
-        if header.get("calibration", {}).get("sha256"):
-            earlier["calibration"] = header["calibration"]["sha256"]
+        tokens = header.get("calibration", {}).get("sha256")
+        earlier |= {"calibration": tokens} if tokens else {}
     return earlier | ({kind: header[FIELD]} if kind and FIELD in header else {})
 
 

@@ -1,0 +1,82 @@
+"""What `neuronrank verify` checks of a model that was fetched, and of an exported one."""
+
+from pathlib import Path
+
+from neuronrank.checkpoint import MODEL_FILE, open_model, read_description
+from neuronrank.errors import ArtifactError, MismatchError, NeuronrankError
+from neuronrank.export import EXPORT_FILE, SCHEMA, WEIGHT_SUFFIXES
+from neuronrank.files import canonical_json, read_sealed_json, sha256_file, sha256_text
+from neuronrank.findings import Checked
+from neuronrank.headers import Export, check_header
+from neuronrank.seals import FIELD
+
+_RUN = "neuronrank export"
+
+
+def check_model(directory: Path) -> Checked:
+    """Check a model's description, its weights, configuration and tokenizer.
+
+    Raises:
+        ArtifactError: the description cannot be read.
+    """
+    described = read_description(directory)
+    checked = Checked(directory, "model", described["fingerprint"])
+    checked.ok(f"{MODEL_FILE}: seal {described[FIELD][:12]}…, {described['schema']}, header")
+    found = sha256_text(canonical_json({"config": described["config"], "tensors": described["tensors"]}))
+    if found != described["fingerprint"]:
+        checked.fault(f"{MODEL_FILE}: states fingerprint {described['fingerprint'][:12]}…, its tensors give {found}")
+    try:
+        model = open_model(directory)
+        checkpoint = model.checkpoint()
+    except NeuronrankError as err:
+        checked.fault(str(err))
+        return checked
+    checked.ok(f"configuration and headers of {len(checkpoint.shards)} files of weights in {model.weights_directory}")
+    checked.attempt("tokenizer", model.require_its_tokenizer)
+    n = 0
+    for name in sorted(model.tensors.keys() | set(checkpoint.names)):
+        try:
+            if name not in model.tensors:
+                raise MismatchError(f"{name}: {MODEL_FILE} does not list this tensor")
+            checkpoint.tensor(name)
+            n += 1
+        except NeuronrankError as err:
+            checked.fault(str(err))
+    checked.ok(f"{n} of {len(model.tensors)} tensors: checksums")
+    return checked
+
+
+def check_export(directory: Path) -> Checked:
+    """Check every file of an exported model against what the export wrote.
+
+    Raises:
+        ArtifactError: `neuronrank.json` cannot be read, or changed.
+    """
+    described = read_sealed_json(directory / EXPORT_FILE, SCHEMA, _RUN)
+    check_header(directory / EXPORT_FILE, described, Export, _RUN)
+    checked = Checked(directory, "export", described[FIELD], described["made_from"])
+    checked.ok(f"{EXPORT_FILE}: seal {described[FIELD][:12]}…, {described['schema']}, header")
+    before = len(checked.findings)
+    for name, entry in described["files"].items():
+        try:
+            _require(directory / name, entry["bytes"], entry["sha256"])
+        except ArtifactError as err:
+            checked.fault(str(err))
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if path.suffix in WEIGHT_SUFFIXES and name not in described["files"]:
+            checked.fault(f"{name}: weights that the export did not write")
+    if len(checked.findings) == before:
+        checked.ok(f"{len(described['files'])} files: sizes and checksums; no other weights")
+    return checked
+
+
+def _require(path: Path, n_bytes: int, sha256: str) -> None:
+    try:
+        if path.stat().st_size != n_bytes:
+            raise ArtifactError(f"{path}: has {path.stat().st_size} bytes, {EXPORT_FILE} lists {n_bytes}. Run: {_RUN}")
+        found = sha256_file(path)
+    except OSError as err:
+        raise ArtifactError(f"{path}: cannot be read ({err}), although {EXPORT_FILE} lists it. Run: {_RUN}") from err
+    if found != sha256:
+        raise ArtifactError(f"{path}: has sha256 {found[:12]}…, {EXPORT_FILE} lists {sha256[:12]}…. Run: {_RUN}")

@@ -1,0 +1,1 @@
+"""Artifacts of earlier and present schemas, kept as they were written."""
