@@ -13,19 +13,31 @@ from neuronrank.cli import main
 from neuronrank.differing import MODEL_FILE, MODEL_SCHEMA, difference
 from neuronrank.differing_settings import differing_settings
 from neuronrank.differing_values import ArraySource, array_difference
-from neuronrank.losses import write_losses
+from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import pack, write_masks
+from neuronrank.provenance import file_entries
 from neuronrank.score_store import SCHEMA, write_scores
+from neuronrank.statistics_store import MANIFEST
 from neuronrank.windows import write_windows
 from tests import artifacts
 
-GATE, DOWN = "model.layers.0.mlp.gate_proj", "model.layers.0.mlp.down_proj"
+GATE, DOWN, UP = (f"model.layers.0.mlp.{name}_proj" for name in ("gate", "down", "up"))
 SHARED = {
     "recipe": "wanda",
     "n_layers": 1,
     "model": {"fingerprint": "f" * 64},
     "calibration": {"n_windows": 2, "sha256": "c" * 64},
     "collect": {"dtype": "float32"},
+    "made_from": {"model": "f" * 64},
+}
+PART = {
+    "method": "neuronrank_tfidf",
+    "default_group": "module",
+    "elements": True,
+    "neurons": False,
+    "weight_exp": 1.0,
+    "weight_multi": 1.0,
+    "params": {"idf_exp": 1.0},
 }
 
 
@@ -36,10 +48,21 @@ def run(*command, code) -> str:
 
 
 def scores(path, factors=None, **changes):
-    header = {**SHARED, "schema": SCHEMA, "parts": {"mlp": {"params": {"idf_exp": 1.0}}}, "modules": [], "lm_head": {}}
-    vectors = {f"{GATE}.row": [1, 2, 3, 4], f"{DOWN}.column": [4, 3, 2, 1], **(factors or {})}
-    write_scores(path, {name: np.float32(v) for name, v in vectors.items() if v is not None}, header | changes)
+    given = {f"{GATE}.row": [1, 2, 3, 4], f"{DOWN}.column": [4, 3, 2, 1], **(factors or {})}
+    vectors = {name: np.float32(values) for name, values in given.items() if values is not None}
+    names = sorted({name.rpartition(".")[0] for name in vectors if not name.startswith("neurons.")} | {GATE, DOWN})
+    header = {**SHARED, "schema": SCHEMA, "parts": {"mlp": PART}, "lm_head": {}}
+    header["modules"] = [artifacts.module(name, "mlp", shape(name, vectors), "x", "neuron", "row") for name in names]
+    write_scores(path, vectors, header | changes)
     return path
+
+
+def shape(module, vectors) -> tuple[int, ...]:
+    """Four by four, unless a vector of the module says otherwise."""
+    return tuple(
+        next((len(vectors[name]) for name in (f"{module}.{axis}", f"{module}.{axis}_term") if name in vectors), 4)
+        for axis in ("row", "column")
+    )
 
 
 def masks(path, keep, **changes):
@@ -58,7 +81,7 @@ def masks(path, keep, **changes):
     ]
     header = {
         **SHARED,
-        "pattern": {"name": "50pct", "sparsity": 0.5},
+        "pattern": {"name": "50pct", "rule": "unstructured", "sparsity": 0.5},
         "modules": entries,
         "shapes": {entry["weight"]: entry["shape"] for entry in entries},
         "sparsity": {"model": sum(entry["n_removed"] for entry in entries) / 100},
@@ -83,17 +106,25 @@ def model(directory, **changes):
     tensors = {
         name: {"dtype": "bfloat16", "shape": [4, 2], "sha256": digest * 64} for name, digest in (("a", "1"), ("b", "2"))
     }
-    header = {"schema": MODEL_SCHEMA, "config": {"hidden_size": 2}, "tensors": tensors, "fingerprint": "f"} | changes
+    digests = {"fingerprint": "f" * 64, "tokenizer_sha256": "e" * 64}
+    header = {"schema": MODEL_SCHEMA, "config": {"hidden_size": 2}, "tensors": tensors, "weights": {}, "source": {}}
     directory.mkdir()
-    (directory / MODEL_FILE).write_text(json.dumps(header))
+    write_sealed_json(directory / MODEL_FILE, header | digests | changes)
     return directory
+
+
+def relist(directory):
+    """Make a manifest of changed files, as their author would."""
+    manifest = json.loads((directory / MANIFEST).read_text())
+    paths = (path for path in directory.rglob("*") if path.is_file() and path.name != MANIFEST)
+    write_sealed_json(directory / MANIFEST, {**manifest, "files": file_entries(directory, paths)})
 
 
 # Settings
 
 
 def test_one_setting_is_told_with_both_values(tmp_path):
-    parts = {"mlp": {"params": {"idf_exp": 2.0}}}
+    parts = {"mlp": {**PART, "params": {"idf_exp": 2.0}}}
     one, two = scores(tmp_path / "a"), scores(tmp_path / "b", parts=parts)
     shown = run(one, two, code=1)
     assert "settings: 1 differ\n  parts.mlp.params.idf_exp: 1.0 | 2.0\narrays: 0 of 2 differ\n" in shown
@@ -167,7 +198,7 @@ def test_whole_numbers_have_no_relative_difference(tmp_path):
     ids = np.arange(12, dtype=np.int32).reshape(3, 4)
     other = ids.copy()
     other[1, 2], other[2, 0] = 1, 9
-    header = {"tokenizer_sha256": "t", "window_tokens": 4, "source": {}}
+    header = {"tokenizer_sha256": "d" * 64, "window_tokens": 4, "source": {}}
     for name, values in (("a", ids), ("b", other)):
         write_windows(tmp_path / name, values, header)
     (row,) = difference(tmp_path / "a", tmp_path / "b")["arrays"]
@@ -177,9 +208,8 @@ def test_whole_numbers_have_no_relative_difference(tmp_path):
 
 
 def test_nan_equals_nan_and_nothing_else(tmp_path):
-    header = {"model": {}, "dtype": "float32", "device": "cpu", "texts": {}}
     for name, values in (("a", [1, np.nan, np.inf, 2]), ("b", [1, np.nan, np.inf, 2]), ("c", [np.nan, np.nan, 5, 3])):
-        write_losses(tmp_path / name, {"wiki": np.float64(values)}, header)
+        scores(tmp_path / name, {f"{UP}.row": values})
     assert run(tmp_path / "a", tmp_path / "b", code=0).endswith("equal\n")
     (row,) = json.loads(run(tmp_path / "a", tmp_path / "c", "--json", code=1))["arrays"]
     assert row["n_differ"] == 3
@@ -189,25 +219,25 @@ def test_nan_equals_nan_and_nothing_else(tmp_path):
 
 
 def test_an_array_that_only_one_holds_and_shapes_are_told(tmp_path):
-    one = scores(tmp_path / "a", {f"{GATE}.row_term": [1, 1]})
-    two = scores(tmp_path / "b", {f"{DOWN}.column": None, f"{GATE}.row_term": [1, 1, 1], "neurons.0": [1]})
+    one = scores(tmp_path / "a", {f"{UP}.row_term": [1, 1]})
+    two = scores(tmp_path / "b", {f"{DOWN}.column": None, f"{UP}.row_term": [1, 1, 1], "neurons.0": [1]})
     found = difference(one, two)
     assert (found["only_in_a"], found["only_in_b"]) == ([f"{DOWN}.column"], ["neurons.0"])
     shapes = {side: {"shape": [n], "dtype": "float32"} for side, n in (("a", 2), ("b", 3))}
-    assert found["shapes"] == [{"array": f"{GATE}.row_term", **shapes}]
+    assert found["shapes"] == [{"array": f"{UP}.row_term", **shapes}]
     assert (found["n_compared"], found["arrays"], found["equal"]) == (1, [], False)
     shown = run(one, two, code=1)
     assert f"only in a: 1\n  {DOWN}.column\nonly in b: 1\n  neurons.0\n" in shown
-    assert f"shapes or types: 1 differ\n  {GATE}.row_term: 2 float32 | 3 float32\n" in shown
+    assert f"shapes or types: 1 differ\n  {UP}.row_term: 2 float32 | 3 float32\n" in shown
 
 
 def test_rank_correlations_of_scores(tmp_path):
     """Of four ranks with two neighbours exchanged Spearman's is 1 - 6 * 2 / (4 * 15) = 0.8; magnitudes do not count."""
-    one = scores(tmp_path / "a", {"flat": [1, 1, 1], "x": [1, 2, 3]})
-    two = scores(tmp_path / "b", {f"{GATE}.row": [1, 2, 40, 30], "flat": [1, 2, 3], "x": [2, 20, 21]})
+    one = scores(tmp_path / "a", {"flat.row": [1, 1, 1], "x.row": [1, 2, 3]})
+    two = scores(tmp_path / "b", {f"{GATE}.row": [1, 2, 40, 30], "flat.row": [1, 2, 3], "x.row": [2, 20, 21]})
     found = difference(one, two)["rank_correlation"]
     assert found["worst"] == {"array": f"{GATE}.row", "value": pytest.approx(0.8)}
-    assert (found["n"], found["median"], found["undefined"]) == (3, 1.0, ["flat"])
+    assert (found["n"], found["median"], found["undefined"]) == (3, 1.0, ["flat.row"])
     shown = run(one, two, code=1)
     assert f"of 3 vectors: worst 0.800000 ({GATE}.row), median 1.000000; undefined for 1 that are constant" in shown
 
@@ -251,7 +281,15 @@ def test_modules_that_share_a_weight_are_told_apart(tmp_path):
         whole = np.bool_([[1, 1], [1, 0], row, [1, 1]])
         shared = {"part": "attention", "layer": 0, "shape": [2, 2], "weight": "w", "transposed": False}
         entries = [{**shared, "name": f"m.{n}", "n_removed": 1, "rows": [2 * n, 2, 4]} for n in range(2)]
-        header = {**SHARED, "pattern": {}, "modules": entries, "shapes": {"w": [4, 2]}, "sparsity": {}, "untied": {}}
+        pattern = {"name": "50pct", "rule": "unstructured"}
+        header = {
+            **SHARED,
+            "pattern": pattern,
+            "modules": entries,
+            "shapes": {"w": [4, 2]},
+            "sparsity": {},
+            "untied": {},
+        }
         write_masks(tmp_path / name, {"w": pack(whole)}, header)
     first, second = difference(tmp_path / "a", tmp_path / "b")["modules"]
     assert (first["module"], first["n_differ"]) == ("m.0", 0)
@@ -281,14 +319,13 @@ def test_arrays_of_a_smaller_profile_are_missing_there(tmp_path):
 def test_a_layer_that_differs_is_found_in_a_real_artifact(project, finished_project):
     array = zarr.open_group(project.statistics / "taps.zarr", mode="r+")["neuron/sum_abs"]
     array[1, 7, 3] = array[1, 7, 3] + 1
+    relist(project.statistics)
     (row,) = difference(finished_project.statistics, project.statistics)["arrays"]
     assert (row["array"], row["n_differ"]) == ("neuron/sum_abs", 1)
     assert row["largest_absolute"]["index"] == [1, 7, 3]
     assert row["largest_absolute"]["value"] == pytest.approx(1)
     shutil.rmtree(project.statistics / "taps.zarr/neuron/sum_abs/c/0")
-    assert "neuron/sum_abs has missing or impossible values" in run(
-        finished_project.statistics, project.statistics, code=2
-    )
+    assert "missing, although the manifest lists it" in run(finished_project.statistics, project.statistics, code=2)
 
 
 def test_every_kind_of_a_real_project_equals_itself_and_recipes_differ(finished_project):

@@ -107,8 +107,7 @@ def read_or_refuse(kind: str, path: Path, expected: dict[str, Any] | None) -> No
     tracemalloc.start()
     try:
         found = READERS[kind](path)
-    except NeuronrankError as err:
-        assert str(err)
+    except NeuronrankError:
         return
     finally:
         peak = tracemalloc.get_traced_memory()[1]
