@@ -259,7 +259,7 @@ def test_the_command_merges(model, first_half, tmp_path):
 
 def torchrun(n: int, module: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT}"}
     return subprocess.run(
         [*command, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from neuronrank.comparison import perplexity_ratio
-from neuronrank.files import sha256_file, write_json, write_sealed_json
+from neuronrank.files import read_metadata, sha256_file, write_json, write_sealed_json, write_tensors
 from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.windows import read_windows
@@ -315,6 +316,9 @@ def test_a_mask_whose_bits_and_header_disagree_is_refused(project):
     content = bytearray(path.read_bytes())
     content[-3] ^= 0b00010000
     path.write_bytes(content)
+    refused(project.eval("wanda", "50pct"), "it changed after it was written. Make it again: dvc repro prune")
+    header = read_metadata(path, "x")
+    write_tensors(path, load_numpy(path), header)  # with a seal of its own
     refused(project.eval("wanda", "50pct"), "removes", "its header says")
 
 

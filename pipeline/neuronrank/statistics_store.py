@@ -255,9 +255,9 @@ class Statistics:
         if path not in self._arrays:
             try:
                 self._arrays[path] = self._root[path]
-            except KeyError:
-                raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
             except UNSOUND as err:
+                if isinstance(err, KeyError) and f"{TAPS}/{path}/zarr.json" not in self.manifest["files"]:
+                    raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
                 raise ArtifactError(f"{self.directory}: {path} is no readable Zarr array ({err}). Run: {_RUN}") from err
             require_stored(self.directory / TAPS / path, self._arrays[path], path, self.manifest["files"], _RUN)
         return self._arrays[path]
