@@ -205,18 +205,35 @@ def test_the_next_run_mends_what_a_killed_one_left(tmp_path, at, left, found):
     assert names(tmp_path) == ["out"]
 
 
+class Killed(BaseException):
+    """Nothing of ours catches it."""
+
+
+def kill(*_arguments):
+    raise Killed
+
+
+def test_a_complete_artifact_on_its_way_is_gone_on_with(tmp_path, monkeypatch):
+    """Killed after it left the work directory and before it took its place: nothing is done again."""
+    out = tmp_path / "out"
+    put(out, **{"manifest.json": "first"})
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "take_place", kill)
+        with pytest.raises(Killed), resumable_directory(out, "second") as work:
+            (work / "artifact/manifest.json").write_text("second")
+    assert contents(out) == {"manifest.json": "first"}
+    with resumable_directory(out, "second") as work:
+        assert contents(work / "artifact") == {"manifest.json": "second"}
+    assert contents(out) == {"manifest.json": "second"}
+    assert names(tmp_path) == ["out"]
+
+
 def test_an_artifact_that_took_its_place_is_not_gone_on_with(tmp_path, monkeypatch):
     """Killed right after the exchange, and run again: the earlier artifact's files are not where work goes on."""
     out = tmp_path / "out"
     with resumable_directory(out, "first") as work:
         (work / "artifact/manifest.json").write_text("first")
         (work / "artifact/only-first").write_text("first")
-
-    class Killed(BaseException):
-        """Nothing of ours catches it."""
-
-    def kill(*_arguments):
-        raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "settle", kill)

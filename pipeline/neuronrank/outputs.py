@@ -30,6 +30,8 @@ from neuronrank.storage import (
 )
 
 log = logging.getLogger("neuronrank")
+_INODE = "inode"
+"""In a work directory: of the complete artifact, noted before it leaves."""
 
 
 @contextlib.contextmanager
@@ -75,6 +77,7 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
     work = beside(path, hashlib.sha256((key + boot_id()).encode()).hexdigest()[:16] + ".partial")
     artifact = work / "artifact"
     with one_writer(path), explain_write_errors(path, work):
+        _take_back(path, work)
         clean(path)
         _require_replaceable(path)
         for other in _work_directories(path):
@@ -93,6 +96,7 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
         sync_tree(artifact)
         # Out of the work directory first: were they exchanged in there, a run that is killed right then would leave
         # the earlier artifact where the next one looks for its own.
+        (work / _INODE).write_text(str(artifact.stat().st_ino), encoding="ascii")
         complete = artifact.rename(beside(path, "partial"))
         try:
             take_place(complete, path)
@@ -116,6 +120,16 @@ def require_absent(path: Path) -> None:
         for work in _work_directories(path):
             remove(work)
     raise SourceError(f"{path}: already exists; choose another place or delete it first")
+
+
+def _take_back(path: Path, work: Path) -> None:
+    """Put a complete artifact back that was killed on its way from the work directory to its place.
+
+    Once it has taken its place the earlier artifact lies there instead, which is another directory.
+    """
+    complete, noted = beside(path, "partial"), work / _INODE
+    if complete.is_dir() and noted.exists() and noted.read_text(encoding="ascii") == str(complete.stat().st_ino):
+        complete.rename(work / "artifact")
 
 
 def _require_replaceable(path: Path) -> None:
