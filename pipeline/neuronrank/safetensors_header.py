@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 METADATA = "__metadata__"
 LARGEST_HEADER_BYTES = 100_000_000
@@ -88,5 +88,5 @@ def _check_entry(name: str, entry: Any) -> None:
         raise ValueError(f"{name}: {shape} values of {entry['dtype']} do not fit {stated} bytes")
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)
