@@ -77,6 +77,10 @@ def test_every_byte_of_statistics_is_guarded(small, tmp_path):
     drawn = random.Random(1)
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     assert len(files) > 20
+    unread = {
+        path for path in copy.glob("taps.zarr/*/zarr.json") if json.loads(path.read_text())["node_type"] == "group"
+    }
+    assert len(unread) == 3  # a tap's own description; arrays are opened by their whole path
     for path in files:
         whole = path.read_bytes()
         kept = set(range(0, len(whole), 97)) if path.name == "manifest.json" else set()
@@ -86,8 +90,9 @@ def test_every_byte_of_statistics_is_guarded(small, tmp_path):
             changed[place] ^= 1 << drawn.randrange(8)
             path.write_bytes(changed)
             assert faults(copy), (path, place)
-            with pytest.raises(NeuronrankError):
-                read_all(copy)
+            if path not in unread:
+                with pytest.raises(NeuronrankError):
+                    read_all(copy)
         path.write_bytes(whole)
     read_all(copy)
     assert not faults(copy)
