@@ -14,6 +14,7 @@ from neuronrank.checkpoint import open_model
 from neuronrank.cli import main
 from neuronrank.errors import ArtifactError, NeuronrankError, SourceError
 from neuronrank.files import canonical_json, read_json, read_sealed_json, write_sealed_json, write_tensors
+from neuronrank.findings import Checked
 from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.recipes import read_recipe
@@ -23,7 +24,7 @@ from neuronrank.scores import compute_factors
 from neuronrank.seals import check_tensor_file
 from neuronrank.shards import shard_header
 from neuronrank.statistics_store import Statistics
-from neuronrank.verifying import verify
+from neuronrank.verifying import _links, verify
 from neuronrank.windows import read_windows
 from tests.artifacts import module, statistics
 
@@ -464,3 +465,11 @@ def test_a_seal_is_taken_over_a_file_larger_than_a_block(tmp_path):
 def test_nothing_to_check_is_a_fault(tmp_path):
     assert "not found" in faults(tmp_path / "nowhere")[0]
     assert "holds no artifact of ours" in faults(tmp_path)[0]
+
+
+def test_the_parts_of_merged_statistics_need_not_be_kept(tmp_path):
+    part = Checked(tmp_path / "one", "statistics", "b" * 64)
+    merged = Checked(tmp_path / "both", "statistics", "a" * 64, {"parts": f"{'b' * 64} {'c' * 64}"})
+    assert [finding.state for finding in _links([part, merged])] == ["ok", "-"]
+    stale = Checked(tmp_path / "scores", "scores", "d" * 64, {"statistics": "e" * 64})
+    assert [finding.state for finding in _links([part, stale])] == ["FAULT"]

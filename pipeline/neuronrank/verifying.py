@@ -79,7 +79,7 @@ def _links(checked: Sequence[Checked]) -> Iterator[Finding]:
                 others = given.get(kind, {})
                 if identity in others:
                     yield Finding(one.path, f"made from {kind} {others[identity]} ({identity[:12]}…)")
-                elif others:
+                elif others and stated != "parts":  # what was merged need not be kept
                     shown = ", ".join(f"{path} is {other[:12]}…" for other, path in list(others.items())[:4])
                     yield Finding(one.path, f"made from {kind} {identity[:12]}…, which differs: {shown}", "FAULT")
                 else:
