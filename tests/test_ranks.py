@@ -259,7 +259,9 @@ def test_the_command_merges(model, first_half, tmp_path):
 
 def torchrun(n: int, module: str, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT}"}
+    # As many threads as here: another number may change the last bits of a matrix product.
+    n_threads, paths = str(torch.get_num_threads()), f"{ROOT / 'pipeline'}:{ROOT}"
+    environment = {**os.environ, "OMP_NUM_THREADS": n_threads, "PYTHONPATH": paths}
     return subprocess.run(
         [*command, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

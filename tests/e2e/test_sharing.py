@@ -171,12 +171,13 @@ def one_statistic(colleague, tmp_path_factory) -> SimpleNamespace:
 def test_one_array_is_fetched_and_nothing_else(one_statistic, collector):
     stored = files(collector.root / "artifacts/statistics")
     array = "taps.zarr/attn_in/wanda_sum_sq"
-    assert one_statistic.held[0] == {path: stored[path] for path in (f"{array}/zarr.json", f"{array}/c/0/0")}
+    pulled = (f"{array}/zarr.json", f"{array}/c/0/0")
+    assert one_statistic.held[0] == {path: stored[path] for path in ("manifest.json", "taps.zarr/zarr.json", *pulled)}
     objects = {name: data for name, data in one_statistic.fetched[0].items() if not name.endswith(".dir")}
     assert sorted(objects.values()) == sorted(one_statistic.held[0].values())
-    assert sum(map(len, objects.values())) < sum(map(len, stored.values())) / 50
+    assert sum(len(stored[path]) for path in pulled) < sum(map(len, stored.values())) / 50
     assert files(one_statistic.elsewhere / "wanda_sum_sq") == {
-        path.removeprefix(f"{array}/"): data for path, data in one_statistic.held[0].items()
+        path.removeprefix(f"{array}/"): stored[path] for path in pulled
     }
     # by its definition, from an array that was not pulled
     documents = zarr.open_array(collector.root / "artifacts/statistics/taps.zarr/attn_in/sum_sq", mode="r")
@@ -184,7 +185,7 @@ def test_one_array_is_fetched_and_nothing_else(one_statistic, collector):
     np.testing.assert_allclose(shown, documents[1].sum(axis=0), rtol=1e-4)
 
 
-def test_one_layer_is_fetched_and_the_other_reads_as_missing(one_statistic, collector):
+def test_one_layer_is_fetched_and_the_other_is_refused(one_statistic, collector):
     stored = files(collector.root / "artifacts/statistics")
     array = "taps.zarr/mlp_mid/sum_sq"
     added = one_statistic.held[1].keys() - one_statistic.held[0].keys()
@@ -193,10 +194,10 @@ def test_one_layer_is_fetched_and_the_other_reads_as_missing(one_statistic, coll
     fetched = sum(map(len, one_statistic.fetched[1].values())) - sum(map(len, one_statistic.fetched[0].values()))
     assert fetched == sum(len(stored[path]) for path in added)
     first, second = one_statistic.printed[1].splitlines()[-2:]
-    assert first == "0 (12, 40) missing"
+    assert "c/0/0/0: missing, although the manifest lists it" in second
     total = zarr.open_array(collector.root / "artifacts/statistics" / array, mode="r")[1].sum()
-    assert second.startswith("1 (12, 40) ")
-    assert float(second.split()[-1]) == pytest.approx(float(total), rel=1e-5)
+    assert first.startswith("(12, 40) ")
+    assert float(first.split()[-1]) == pytest.approx(float(total), rel=1e-5)
 
 
 def test_a_part_of_the_statistics_counts_as_changed_as_the_page_warns(one_statistic):
