@@ -222,7 +222,7 @@ class Statistics:
     def array_paths(self) -> list[str]:
         """Paths of all arrays of the Zarr store, `<tap>/<array>`, the calibration tokens last."""
         held = [f"{group}/{name}" for group, names in sorted(self.manifest["arrays"].items()) for name in names]
-        return [*held, *([TOKEN_IDS] if TOKEN_IDS in self._root else [])]
+        return [*held, *([TOKEN_IDS] if f"{TAPS}/{TOKEN_IDS}/zarr.json" in self.manifest["files"] else [])]
 
     def stored(self, path: str) -> Any:
         """Return one of `array_paths` for its `shape`, `dtype`, `chunks` and `attrs`; `read` checks the values.
