@@ -4,6 +4,7 @@ None crashes, hangs, or takes much more memory than the file is long. Bytes chan
 files are also changed and sealed anew, as a forger would, and what lies behind the seals must hold by itself.
 """
 
+import copy
 import json
 import os
 import shutil
@@ -219,11 +220,11 @@ def forged(draw: Any, value: Any) -> Any:
         if how == "remove":
             del parent[last]
         elif how == "double" and isinstance(parent, list):
-            parent.append(parent[last])
+            parent.append(copy.deepcopy(parent[last]))
         elif how == "double":
-            parent[draw(st.text(max_size=8))] = parent[last]
+            parent[draw(st.text(max_size=8))] = copy.deepcopy(parent[last])
         else:
-            parent[last] = draw(HOSTILE)
+            parent[last] = copy.deepcopy(draw(HOSTILE))  # a constant would be changed by the next change
     return value
 
 

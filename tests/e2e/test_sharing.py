@@ -314,7 +314,8 @@ def test_a_lost_object_is_an_error_until_it_is_uploaded(passed_on, colleague, co
     colleague.git("clone", "--quiet", collector.environment["GIT_URL"], str(late.root))
     failed = late.attempt(sys.executable, "-m", "dvc", "pull", array)
     assert failed.returncode != 0
-    assert "failed to pull data from the cloud" in failed.stderr
+    # which of the two DVC says was seen to differ from run to run
+    assert "failed to pull data from the cloud" in failed.stderr or "failed to transfer" in failed.stderr
     assert lost.parent.name + lost.name in failed.stderr
     assert not (late.root / array / "c/0/0").exists()
     assert "Everything is up to date." in collector.dvc("push", "collect")
