@@ -41,15 +41,14 @@ def main() -> None:
 @click.option("--windows", type=int, required=True)
 def item(name: str, windows: int) -> None:
     """Time one item, and print seconds and peak memory as JSON."""
-    import resource
-
     from benchmarks.items import BESIDE_ITEMS, ITEMS
+    from stages._command import peak_rss_mib
 
     work = (ITEMS | BESIDE_ITEMS)[name](windows)
     begin = time.perf_counter()
     found = work()
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_rss_mib() / 1024
     versions = {package: version(package) for package in PACKAGES if find_spec(package)}
     measured = {"seconds": seconds, "peak_gib": peak, "versions": versions}
     click.echo(json.dumps({**measured, **(found if isinstance(found, dict) else {})}))

@@ -89,8 +89,16 @@ def _only_writer(metrics: Path, options: dict[str, Any]) -> Iterator[None]:
 def _costs(begin: float) -> Metrics:
     work = time.perf_counter() - begin
     process = time.time() - psutil.Process().create_time()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
-    return {"seconds": round(work, 3), "process_seconds": round(process, 3), "peak_rss_mib": round(peak, 1)}
+    return {"seconds": round(work, 3), "process_seconds": round(process, 3), "peak_rss_mib": round(peak_rss_mib(), 1)}
+
+
+def peak_rss_mib() -> float:
+    """Return the most memory that this process has held, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux `getrusage` also counts what held the process before it became this program
+        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @contextmanager

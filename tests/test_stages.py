@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.windows import read_windows
 from tests import naive
+from tests.imports import ROOT
 from tests.project import STAGES, tiny_params
 
 
@@ -484,3 +486,18 @@ def test_prune_says_where_a_row_factor_is_idle(project, caplog):
     caplog.set_level(logging.INFO, logger="neuronrank")
     assert project.prune("hybrid", "2of4").exit_code == 0
     assert "in 4 of 14 modules the factor lies on rows" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system tells no peak of this program alone")
+def test_the_peak_is_that_of_the_program_and_not_of_what_started_it():
+    child = "from stages._command import peak_rss_mib; print(peak_rss_mib())"
+    parent = f"""
+import subprocess, sys
+held = b"x" * (1 << 30)
+print(subprocess.run([sys.executable, "-c", {child!r}], capture_output=True, text=True, check=True).stdout)
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'pipeline'}:{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", parent], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert 10 < float(done.stdout) < 900
