@@ -41,15 +41,22 @@ def output_directory(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused a write, or another process is writing `path`.
     """
+    with _written_beside(path) as partial:
+        partial.mkdir(parents=True)
+        yield partial
+        sync_tree(partial)
+        take_place(partial, path)
+        settle(path)
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path) -> Iterator[Path]:
+    """Give a path where nothing is, beside an output that no other process writes; on failure it is deleted."""
     partial = beside(path, "partial")
     with one_writer(path), explain_write_errors(path):
         try:
             clean(path)
-            partial.mkdir(parents=True)
             yield partial
-            sync_tree(partial)
-            take_place(partial, path)
-            settle(path)
         except BaseException:
             remove(partial)
             raise
@@ -158,18 +165,12 @@ def output_file(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk refused a write, or another process is writing `path`.
     """
-    partial = beside(path, "partial")
-    with one_writer(path), explain_write_errors(path):
-        try:
-            clean(path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            if is_private(path):  # synced with all around it
-                partial.replace(path)
-            else:
-                sync_file(partial)
-                partial.replace(path)
-                sync_directory(path.parent)
-        except BaseException:
-            remove(partial)
-            raise
+    with _written_beside(path) as partial:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if is_private(path):  # synced with all around it
+            partial.replace(path)
+        else:
+            sync_file(partial)
+            partial.replace(path)
+            sync_directory(path.parent)
