@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.errors import MismatchError, NotFiniteError, SourceError
+from neuronrank.errors import MismatchError, NotFiniteError
 from neuronrank.files import canonical_json
 from neuronrank.imatrix import Entry, Imatrix, write_imatrix
 from neuronrank.imatrix_names import TapEntries, entries_of_unknown
+from neuronrank.outputs import require_absent
 from neuronrank.scores import SEQUENTIAL
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_names import of_expert
@@ -33,8 +34,7 @@ def export_imatrix(directory: Path, out: Path) -> Imatrix:
         NotFiniteError: a sum is larger than float32 reaches.
         StorageError: the disk refused a write.
     """
-    if out.exists():
-        raise SourceError(f"{out}: already exists; choose another place or delete it first")
+    require_absent(out)
     statistics = Statistics(directory)
     manifest = statistics.manifest
     if manifest["collect"]["propagation"] == SEQUENTIAL:

@@ -15,7 +15,7 @@ from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.imatrix import Entry, Imatrix, read_imatrix
 from neuronrank.imatrix_names import TapEntries, names_without_tap, tap_entries
-from neuronrank.outputs import resumable_directory
+from neuronrank.outputs import require_absent, resumable_directory
 from neuronrank.skeleton import Skeleton, manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.tap_names import of_expert
@@ -56,8 +56,7 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         MismatchError: entries are missing, or are of another model; or modules with one input have different sums.
         StorageError: the disk refused a write.
     """
-    if out.exists():
-        raise SourceError(f"{out}: already exists; choose another place or delete it first")
+    require_absent(out)
     imatrix = read_imatrix(path)
     skeleton = Skeleton(model.checkpoint(), torch.bfloat16)
     described = manifest_of(skeleton)
@@ -68,11 +67,12 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         _require_fitting(path, imatrix, tap)
     n_tokens = _n_tokens(path, imatrix, taps)
     left_out = (*outside, *imatrix.other_tensors)
+    calibration = _calibration(path, imatrix, n_tokens, left_out)
     manifest = {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
-        "calibration": _calibration(path, imatrix, n_tokens, left_out),
+        "calibration": calibration,
         "collect": {"dtype": "unknown", "propagation": PROPAGATION},
-        "made_from": {"model": model.fingerprint, "imatrix": sha256_file(path)},
+        "made_from": {"model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
         **described,
     }
     with resumable_directory(out, sha256_text(canonical_json(manifest))) as work:
