@@ -17,15 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
-from neuronrank.files import canonical_json, read_json, read_sealed_json, sha256_file, sha256_text
-from neuronrank.headers import ModelDescription, check_header
+from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
+from neuronrank.model_description import MODEL_FILE, RUN, SCHEMA, read_description
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
 
-MODEL_FILE = "model.json"
-SCHEMA = "neuronrank.model/2"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_RUN = "dvc repro fetch@model"
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 
 
@@ -292,23 +289,11 @@ def open_model(directory: Path) -> ModelArtifact:
     return ModelArtifact(directory, weights, description)
 
 
-def read_description(directory: Path) -> dict[str, Any]:
-    """Read and check `model.json`.
-
-    Raises:
-        ArtifactError: missing, changed after it was written, or of another schema.
-    """
-    path = directory / MODEL_FILE
-    description = read_sealed_json(path, SCHEMA, _RUN)
-    check_header(path, description, ModelDescription, _RUN)
-    return description
-
-
 def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:
     if "path" in weights:
         target = Path(weights["path"])
         if not target.is_dir():
-            raise SourceError(f"{target}: not found, although {directory / MODEL_FILE} points there. Run: {_RUN}")
+            raise SourceError(f"{target}: not found, although {directory / MODEL_FILE} points there. Run: {RUN}")
         return target
     if "hub" in weights:
         from huggingface_hub import snapshot_download

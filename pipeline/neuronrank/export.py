@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from neuronrank.checkpoint import MODEL_FILE, Checkpoint, ModelArtifact
+from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
+from neuronrank.model_description import EXPORT_FILE, MODEL_FILE
 from neuronrank.outputs import output_directory, require_absent
 from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
-EXPORT_FILE = "neuronrank.json"
 SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""

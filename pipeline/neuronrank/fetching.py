@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from neuronrank.checkpoint import MODEL_FILE, describe_model
+from neuronrank.checkpoint import describe_model
 from neuronrank.documents import SOURCES_FILE, write_documents
 from neuronrank.errors import SourceError
 from neuronrank.files import write_json, write_sealed_json
+from neuronrank.model_description import MODEL_FILE
 from neuronrank.outputs import output_directory
 from neuronrank.sources import read_source, read_texts
 

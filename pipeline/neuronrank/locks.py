@@ -16,7 +16,7 @@ from neuronrank.storage import beside, explain_write_errors, is_private, sync_di
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # every use asks first
 
 log = logging.getLogger("neuronrank")
 _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())

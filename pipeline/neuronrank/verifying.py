@@ -8,11 +8,10 @@ from pathlib import Path
 
 from neuronrank.errors import ArtifactError, NeuronrankError
 from neuronrank.findings import Checked, Finding
+from neuronrank.model_description import EXPORT_FILE, MODEL_FILE
 from neuronrank.statistics_store import MANIFEST, TAPS
 from neuronrank.verifying_files import check_file
 from neuronrank.verifying_statistics import check_statistics
-
-MODEL_FILE, EXPORT_FILE = "model.json", "neuronrank.json"
 
 
 def verify(paths: Sequence[Path]) -> list[Finding]:

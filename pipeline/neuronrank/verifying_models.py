@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from neuronrank.checkpoint import MODEL_FILE, open_model, read_description
+from neuronrank.checkpoint import open_model
 from neuronrank.errors import ArtifactError, MismatchError, NeuronrankError
-from neuronrank.export import EXPORT_FILE, SCHEMA, WEIGHT_SUFFIXES
+from neuronrank.export import SCHEMA, WEIGHT_SUFFIXES
 from neuronrank.files import canonical_json, read_sealed_json, sha256_file, sha256_text
 from neuronrank.findings import Checked
 from neuronrank.headers import Export, check_header
+from neuronrank.model_description import EXPORT_FILE, MODEL_FILE, read_description
 from neuronrank.seals import FIELD
 
 _RUN = "neuronrank export"
