@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ def _made(path: Path) -> Path:
     return path
 
 
+@contextmanager
+def put_back(*paths: Path) -> Iterator[dict[Path, bytes]]:
+    """Give the content of files that are about to be changed, and restore it."""
+    before = {path: path.read_bytes() for path in paths}
+    try:
+        yield before
+    finally:
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
 def held(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
@@ -148,12 +160,9 @@ def damaged(draw: Any, content: bytes) -> bytes:
 @_FUZZ
 def test_bytes_of_a_file_are_changed(kind, whole, data):
     path, expected = whole[kind]
-    before = path.read_bytes()
-    try:
-        path.write_bytes(data.draw(damaged(before)))
+    with put_back(path) as before:
+        path.write_bytes(data.draw(damaged(before[path])))
         read_or_refuse(kind, path, expected)
-    finally:
-        path.write_bytes(before)
 
 
 @given(data=st.data())
@@ -161,12 +170,9 @@ def test_bytes_of_a_file_are_changed(kind, whole, data):
 def test_bytes_of_statistics_are_changed(whole, data):
     root, expected = whole["statistics"]
     path = data.draw(st.sampled_from(sorted(file for file in root.rglob("*") if file.is_file())))
-    before = path.read_bytes()
-    try:
-        path.write_bytes(data.draw(damaged(before)))
+    with put_back(path) as before:
+        path.write_bytes(data.draw(damaged(before[path])))
         read_or_refuse("statistics", root, expected)
-    finally:
-        path.write_bytes(before)
 
 
 @given(data=st.data())
@@ -253,17 +259,14 @@ def write_forged(path: Path, entries: Any, header: Any, data: bytes) -> None:
 @_FUZZ
 def test_a_header_is_forged_and_sealed(kind, part, whole, data):
     path, _ = whole[kind]
-    before = path.read_bytes()
-    entries, header, values = parsed(before)
+    entries, header, values = parsed(path.read_bytes())
     if part == "header":
         header = data.draw(forged(header))
     else:
         entries = data.draw(forged({name: entry for name, entry in entries.items() if name != METADATA}))
-    try:
+    with put_back(path):
         write_forged(path, entries, header, values)
         read_or_refuse(kind, path, None)
-    finally:
-        path.write_bytes(before)
 
 
 @given(data=st.data())
@@ -271,13 +274,10 @@ def test_a_header_is_forged_and_sealed(kind, part, whole, data):
 def test_a_manifest_is_forged_and_sealed(whole, data):
     root, _ = whole["statistics"]
     path = root / "manifest.json"
-    before = path.read_bytes()
-    try:
-        value = data.draw(forged(json.loads(before)))
+    with put_back(path) as before:
+        value = data.draw(forged(json.loads(before[path])))
         path.write_text(sealed_text(canonical_json({**value, FIELD: BLANK})))
         read_or_refuse("statistics", root, None)
-    finally:
-        path.write_bytes(before)
 
 
 @given(data=st.data())
@@ -286,14 +286,10 @@ def test_what_an_array_says_of_itself_is_forged_listed_and_sealed(whole, data):
     root, _ = whole["statistics"]
     manifest = root / "manifest.json"
     described = data.draw(st.sampled_from(sorted((root / "taps.zarr").rglob("zarr.json"))))
-    before = {path: path.read_bytes() for path in (manifest, described)}
-    try:
+    with put_back(manifest, described) as before:
         described.write_text(json.dumps(data.draw(forged(json.loads(before[described])))))
         stated = json.loads(before[manifest])
         entry = {"bytes": described.stat().st_size, "sha256": sha256_file(described)}
         stated["files"][described.relative_to(root).as_posix()] = entry
         manifest.write_text(sealed_text(canonical_json({**stated, FIELD: BLANK})))
         read_or_refuse("statistics", root, None)
-    finally:
-        for path, content in before.items():
-            path.write_bytes(content)

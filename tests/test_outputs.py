@@ -213,14 +213,19 @@ def kill(*_arguments):
     raise Killed
 
 
+def write_second_until(out, step, monkeypatch):
+    """Write a second artifact, and be killed at a step of its way to its place."""
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, step, kill)
+        with pytest.raises(Killed), resumable_directory(out, "second") as work:
+            (work / "artifact/manifest.json").write_text("second")
+
+
 def test_a_complete_artifact_on_its_way_is_gone_on_with(tmp_path, monkeypatch):
     """Killed after it left the work directory and before it took its place: nothing is done again."""
     out = tmp_path / "out"
     put(out, **{"manifest.json": "first"})
-    with monkeypatch.context() as patch:
-        patch.setattr(outputs, "take_place", kill)
-        with pytest.raises(Killed), resumable_directory(out, "second") as work:
-            (work / "artifact/manifest.json").write_text("second")
+    write_second_until(out, "take_place", monkeypatch)
     assert contents(out) == {"manifest.json": "first"}
     with resumable_directory(out, "second") as work:
         assert contents(work / "artifact") == {"manifest.json": "second"}
@@ -235,10 +240,7 @@ def test_an_artifact_that_took_its_place_is_not_gone_on_with(tmp_path, monkeypat
         (work / "artifact/manifest.json").write_text("first")
         (work / "artifact/only-first").write_text("first")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(outputs, "settle", kill)
-        with pytest.raises(Killed), resumable_directory(out, "second") as work:
-            (work / "artifact/manifest.json").write_text("second")
+    write_second_until(out, "settle", monkeypatch)
     assert contents(out) == {"manifest.json": "second"}
     with resumable_directory(out, "second") as work:
         assert names(work / "artifact") == []
