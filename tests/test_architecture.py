@@ -189,6 +189,17 @@ def test_every_fault_of_a_parameter_file_is_told_at_once(tmp_path):
     assert "sweep.recipes: 'wnada' is not in recipes, did you mean 'wanda'?" in message
 
 
+def test_code_that_comes_with_a_model_cannot_be_allowed(tmp_path):
+    from neuronrank.errors import ParamsError
+    from neuronrank.project import check_params
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["model"]["trust_remote_code"] = False
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(ParamsError, match=r"^model\.trust_remote_code: code that comes with a model is never run"):
+        check_params(tmp_path / "params.yaml")
+
+
 def test_recipes_that_the_planned_statistics_cannot_serve_are_told(tmp_path):
     from neuronrank.errors import ParamsError
     from neuronrank.project import check_params

@@ -116,7 +116,11 @@ def _fault_lines(section: type[BaseModel], err: ValidationError, where: str) -> 
     lines = []
     for fault in err.errors():
         location = ".".join([where, *(str(part) for part in fault["loc"])])
-        if fault["type"] == "extra_forbidden":
+        if fault["loc"][-1:] == ("trust_remote_code",):
+            lines.append(
+                f"{location}: code that comes with a model is never run, and no setting allows it; remove the key"
+            )
+        elif fault["type"] == "extra_forbidden":
             known = _known_keys(section, [str(part) for part in fault["loc"][:-1]])
             lines.append(
                 f"{location}: unknown key{nearest(str(fault['loc'][-1]), known)}; known here: {', '.join(known)}"
