@@ -12,7 +12,7 @@ from neuronrank.errors import NotFiniteError, ParamsError
 from neuronrank.params import validate
 from neuronrank.streaming import StreamedModel
 from neuronrank.topic_merging import merged_topics
-from neuronrank.topics import N_NEAREST, NOWHERE, TopicParams, find_topics, projection
+from neuronrank.topics import N_NEAREST, NOWHERE, TopicParams, find_topics, projected, projection
 from tests import naive
 
 K = 9
@@ -201,6 +201,16 @@ def test_one_cluster_holds_all(tiny_model):
         found = topics_of(layer)
         assert found["count"].tolist() == [78]
         assert found["merges"].shape == (0, 2)
+
+
+def test_a_stream_in_bfloat16_is_projected_in_float32():
+    params = TopicParams(micro_topics=K, iterations=4, seed=3)
+    entering = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = projected(entering, [slice(0, 2), slice(2, 3)], params, torch.device("cpu"))
+    gaussian = np.random.default_rng([3, 24]).standard_normal((24, 128), dtype=np.float32) / np.sqrt(128)
+    expected = entering.double().numpy() @ gaussian.astype(np.float64)
+    assert found.dtype == torch.float32
+    assert np.allclose(found, expected, rtol=0, atol=1e-5)  # a product in bfloat16 is off by 1e-2
 
 
 def test_the_projection_follows_the_hidden_size_and_the_seed():

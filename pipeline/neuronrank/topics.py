@@ -56,11 +56,14 @@ def projection(width: int, seed: int) -> Tensor:
 
 
 def projected(entering: Tensor, batches: Iterable[slice], params: TopicParams, device: torch.device) -> Tensor:
-    """Project what enters a layer, (n, T, H), micro-batch by micro-batch: (n, T, 128) float32 on the device."""
-    onto = projection(entering.shape[-1], params.seed).to(device, entering.dtype)
+    """Project what enters a layer, (n, T, H), micro-batch by micro-batch: (n, T, 128) float32 on the device.
+
+    In float32 whatever the model's type: a processor without instructions for bfloat16 is far slower in that.
+    """
+    onto = projection(entering.shape[-1], params.seed).to(device)
     found = torch.empty(*entering.shape[:2], PROJECTED_WIDTH, device=device)
     for rows in batches:
-        found[rows] = (entering[rows].to(device) @ onto).float()
+        found[rows] = entering[rows].to(device).float() @ onto
     return found
 
 
