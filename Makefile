@@ -18,8 +18,8 @@ bench: setup ## what collect, score, prune and eval cost beside the bare work: d
 	python -m benchmarks run --results docs/speed.json --document docs/SPEED.md \
 	  $(if $(LLM_COMPRESSOR_PYTHON),--llm-compressor-python $(LLM_COMPRESSOR_PYTHON))
 
-test: setup ## unit and end-to-end tests
-	pytest -m "not slow"
+test: setup ## unit and end-to-end tests, a process for each processor
+	OMP_NUM_THREADS=1 pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.zeroshot ## tests on the trained model, zero-shot tasks too; fetches it when absent
 	dvc repro collect
