@@ -10,7 +10,9 @@ from neuronrank.collecting import Setup, collect_statistics
 from neuronrank.collection import CollectParams
 from neuronrank.merging_artifacts import fitted_on as open_fitted
 from neuronrank.params import lookup, read_params, validate
+from neuronrank.provenance import in_words, made_from
 from neuronrank.ranks import joined
+from neuronrank.statistics_store import Statistics
 from neuronrank.windows import read_windows, require_same_tokenizer
 from stages._command import InDirectory, Metrics, OutPath, progress, stage_command
 
@@ -43,7 +45,10 @@ def main(model: Path, tokens: Path, out: Path, fitted_on: Path | None, params: P
         if not ranks.first:
             return {}
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    return {"calibration_tokens": windows.n_tokens, "artifact_mib": round(size / 2**20, 2), "device": device.type}
+    manifest = Statistics(out).manifest
+    told = {"made_from": made_from(manifest, "statistics"), "provenance": in_words(manifest)}
+    counts = {"calibration_tokens": windows.n_tokens, "artifact_mib": round(size / 2**20, 2)}
+    return {**counts, "device": device.type, **told}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from neuronrank.evaluation import EvalParams, load_model, shared_losses
 from neuronrank.losses import read_losses, read_losses_header, require_comparable, write_losses
 from neuronrank.mask_store import MaskFile
 from neuronrank.params import lookup, read_params, validate
-from neuronrank.provenance import made_from
+from neuronrank.provenance import in_words, libraries, made_from, versions
 from neuronrank.ranks import joined
 from neuronrank.seals import FIELD
 from neuronrank.windows import Windows, read_evaluation_windows
@@ -78,6 +78,10 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
     seal = write_losses(losses, measured, header)
     metrics["made_from"] = {**header["made_from"], **compared, "losses": seal}
+    if masks is not None:
+        metrics["provenance"] = in_words(masks.header)
+    used = libraries(header["versions"])
+    metrics["evaluation"] = {"dtype": options.dtype, "device": device.type, "libraries": used}
     return metrics
 
 
@@ -91,6 +95,7 @@ def _header(
         "model": {"fingerprint": model.fingerprint, "source": model.description["source"]},
         "dtype": options.dtype,
         "device": device.type,
+        "versions": versions(),
         "texts": {
             name: {
                 "n_windows": len(windows.token_ids),

@@ -32,7 +32,7 @@ def main(pattern: str, model: Path, scores: Path, out: Path, params: Path) -> Me
     opened = open_model(model)
     factors, header = read_scores(scores)
     made = make_masks(opened, factors, header, chosen, pattern, out)
-    return {key: made[key] for key in ("sparsity", "removed", "parts", "made_from")}
+    return {key: made[key] for key in ("sparsity", "removed", "parts", "made_from", "provenance")}
 
 
 if __name__ == "__main__":

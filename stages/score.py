@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from neuronrank.params import lookup, read_params
+from neuronrank.provenance import in_words
 from neuronrank.recipes import read_recipe
 from neuronrank.score_store import write_scores
 from neuronrank.scores import compute_factors, score_header
@@ -29,8 +30,10 @@ def main(recipe: str, statistics: Path, out: Path, params: Path) -> Metrics:
     parts = read_recipe(lookup(read_params(params), key), key)
     opened = Statistics(statistics)
     factors = compute_factors(opened, parts)
-    write_scores(out, factors, score_header(opened.manifest, recipe, parts))
-    return {"factors": len(factors)}
+    header = score_header(opened.manifest, recipe, parts)
+    seal = write_scores(out, factors, header)
+    told = {"made_from": {**header["made_from"], "scores": seal}, "provenance": in_words(header)}
+    return {"factors": len(factors), **told}
 
 
 if __name__ == "__main__":

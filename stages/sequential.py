@@ -49,7 +49,7 @@ def main(by: tuple[str, str], model: Path, tokens: Path, statistics: Path, out: 
     collected = Statistics(statistics)
     header = score_header(collected.manifest, f"{recipe}_sequential", parts)
     made = make_masks(opened, compute_factors(collected, parts), header, chosen, pattern, out)
-    return {key: made[key] for key in ("sparsity", "removed", "parts", "made_from")}
+    return {key: made[key] for key in ("sparsity", "removed", "parts", "made_from", "provenance")}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -419,6 +420,26 @@ def test_seals_follow_from_content_and_metrics_name_what_went_in(finished_projec
     assert evaluated["masks"] == mask.seal
     assert {"evaluation/wiki", "evaluation/news", "losses", "dense_losses"} <= evaluated.keys()
     assert {"neuronrank", "torch", "numpy", "zarr", "numba"} <= manifest["versions"].keys()
+    assert mask.header["versions"] == scores["versions"] == manifest["versions"]
+
+
+def test_metrics_say_in_words_what_their_identities_stand_for(finished_project):
+    tokens = read_windows(finished_project.artifacts / "tokens/calibration/windows.safetensors")
+    n_windows, n_tokens = tokens.token_ids.shape
+    collected, scored, pruned, evaluated = (
+        json.loads((finished_project.metrics / f"{name}.json").read_text())
+        for name in ("collect", "score/wanda", "prune/wanda/50pct", "eval/wanda/50pct")
+    )
+    told = collected["provenance"]
+    assert told["windows"] == f"{n_windows} of {n_tokens} tokens"
+    assert told["seed"] == str(tokens.header["seed"])
+    assert json.loads(told["text"]) == tokens.header["source"]
+    assert told["tokenizer"] == open_model(finished_project.artifacts / "model").tokenizer_sha256
+    assert (told["dtype"], told["propagation"]) == ("float32", "dense")
+    assert f"torch {metadata.version('torch')}" in told["libraries"]
+    assert scored["provenance"] == pruned["provenance"] == evaluated["provenance"] == told
+    assert collected["made_from"].items() < scored["made_from"].items() < pruned["made_from"].items()
+    assert evaluated["evaluation"]["libraries"] == told["libraries"]  # one environment ran both
 
 
 def test_weights_of_a_fetched_model_that_changed_are_found_by_verify(project, tiny_model, tmp_path):

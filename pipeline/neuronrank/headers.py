@@ -5,9 +5,9 @@ Keys that are not listed may be there as well. The schema itself is checked befo
 
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from neuronrank.errors import ArtifactError
 
@@ -39,8 +39,6 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 Shape = Annotated[list[Count], Field(min_length=1, max_length=8)]
 Matrix = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Rows = Annotated[list[Count], Field(min_length=3, max_length=3), AfterValidator(_fitting_rows)]
-MadeFrom = dict[str, str]
-"""What went in -> its identity: `provenance.py`."""
 
 
 class Header(BaseModel):
@@ -63,6 +61,22 @@ class Model(Header):
     """Which weights."""
 
     fingerprint: Sha256
+
+
+class Made(Header):
+    """What every artifact says that is made from a model: which, and from what else."""
+
+    model: Model
+    made_from: dict[str, str]
+    """What went in -> its identity: `provenance.py`."""
+    versions: dict[str, str] = {}
+    """Library -> its version; scores, masks and losses that were written first had none."""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        if self.made_from.get("model") != self.model.fingerprint:
+            raise ValueError("made_from.model is not model.fingerprint")
+        return self
 
 
 class ModuleEntry(Header):
@@ -113,10 +127,9 @@ class Collect(Header):
     propagation: str
 
 
-class Manifest(Header):
+class Manifest(Made):
     """Of a statistics artifact."""
 
-    model: Model
     calibration: Calibration
     collect: Collect
     n_layers: Layers
@@ -125,7 +138,6 @@ class Manifest(Header):
     profile: str
     arrays: dict[str, list[str]]
     files: Files
-    made_from: MadeFrom
 
 
 class ScoredPart(Header):
@@ -140,7 +152,7 @@ class ScoredPart(Header):
     params: dict[str, Any]
 
 
-class Scores(Header):
+class Scores(Made):
     """Of a file of scores."""
 
     recipe: str
@@ -148,10 +160,8 @@ class Scores(Header):
     modules: list[ScoredModule]
     lm_head: dict[str, Any] | None
     n_layers: Layers
-    model: Model
     calibration: dict[str, Any]
     collect: dict[str, Any]
-    made_from: MadeFrom
 
 
 class Pattern(Header):
@@ -161,7 +171,7 @@ class Pattern(Header):
     rule: str
 
 
-class Masks(Header):
+class Masks(Made):
     """Of a file of masks."""
 
     recipe: str
@@ -169,12 +179,10 @@ class Masks(Header):
     modules: list[MaskedModule]
     shapes: dict[str, Shape]
     n_layers: Layers
-    model: Model
     sparsity: dict[str, float]
     untied: dict[str, str]
     calibration: dict[str, Any]
     collect: dict[str, Any]
-    made_from: MadeFrom
 
 
 class EvaluatedText(Header):
@@ -185,14 +193,12 @@ class EvaluatedText(Header):
     sha256: Sha256
 
 
-class Losses(Header):
+class Losses(Made):
     """Of a file of losses."""
 
-    model: Model
     dtype: str
     device: str
     texts: dict[str, EvaluatedText]
-    made_from: MadeFrom
 
 
 class Tokens(Header):
@@ -222,12 +228,10 @@ class ModelDescription(Header):
     source: dict[str, Any]
 
 
-class Export(Header):
+class Export(Made):
     """Of `neuronrank.json` in an exported model."""
 
     files: Files
-    made_from: MadeFrom
-    model: Model
     sparsity: dict[str, float]
 
 

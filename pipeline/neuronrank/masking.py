@@ -15,7 +15,7 @@ from neuronrank.errors import MismatchError
 from neuronrank.mask_store import pack, write_masks
 from neuronrank.module_views import write_view
 from neuronrank.patterns import Pattern
-from neuronrank.provenance import made_from
+from neuronrank.provenance import in_words, made_from
 from neuronrank.pruning import ModuleMask, iter_masks, modules_with_idle_factor, pruned_head, unscored_lines
 from neuronrank.realised import module_line, part_counts, realised_sparsity, summary_lines
 from neuronrank.score_store import Factors
@@ -66,14 +66,16 @@ def make_masks(
     untied = {} if head is None else head.untied
     n_parameters = model.n_parameters + (math.prod(head.shape) if head and untied else 0)
     sparsity = realised_sparsity(modules, header, n_parameters)
-    provenance = {key: header[key] for key in ("recipe", "parts", "n_layers", "model", "calibration", "collect")}
+    carried = ("recipe", "parts", "n_layers", "model", "calibration", "collect", "versions")
+    provenance = {key: header[key] for key in carried if key in header}  # earlier scores had no versions
     described = {"name": name, **pattern.params.model_dump(mode="json")}
     details = {"pattern": described, "modules": modules, "shapes": shapes, "sparsity": sparsity, "untied": untied}
     chain = made_from(header, "scores")
     seal = write_masks(out, packed, {**provenance, **details, "made_from": chain})
     removed = sum(module["n_removed"] for module in modules)
     counts = {"removed": removed, "parts": part_counts(modules), "modules": modules}
-    return {"sparsity": sparsity, **counts, "made_from": {**chain, "masks": seal}}
+    told = {"made_from": {**chain, "masks": seal}, "provenance": in_words(header)}
+    return {"sparsity": sparsity, **counts, **told}
 
 
 def _require_its_pattern(header: dict[str, Any], pattern: Pattern) -> None:

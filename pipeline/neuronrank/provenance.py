@@ -1,4 +1,4 @@
-"""Where artifacts come from: what each was made from, by identity, and which libraries made statistics.
+"""Where artifacts come from: what each was made from, by identity, and by which libraries.
 
 `made_from` goes from artifact to artifact and gains what was used at each step:
 
@@ -10,6 +10,9 @@
     parts         seals of the statistics that were merged, in their order, separated by spaces
 
 Only what was read from a file has a seal: a one-shot run keeps some of it in memory.
+
+Scores, masks and exports repeat what statistics say of model, calibration (the windows by their hash), collection and
+versions of libraries; metrics say the same in words.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank import __version__
-from neuronrank.files import sha256_file
+from neuronrank.files import canonical_json, sha256_file
 from neuronrank.seals import FIELD
 
 _LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "safetensors")
@@ -27,6 +30,11 @@ _LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "s
 def versions() -> dict[str, str]:
     """Return the versions that the bytes of statistics may depend on, this package's among them."""
     return {"neuronrank": __version__, **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def libraries(versions: Mapping[str, str]) -> str:
+    """Return versions in one line, by name."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def made_from(header: Mapping[str, Any], kind: str | None = None) -> dict[str, str]:
@@ -42,6 +50,28 @@ def made_from(header: Mapping[str, Any], kind: str | None = None) -> dict[str, s
         tokens = header.get("calibration", {}).get("sha256")
         earlier |= {"calibration": tokens} if tokens else {}
     return earlier | ({kind: header[FIELD]} if kind and FIELD in header else {})
+
+
+def in_words(header: Mapping[str, Any]) -> dict[str, str]:
+    """Return, in a line each, what the identities stand for: for metrics, which travel without the artifacts.
+
+    Args:
+        header: of statistics, scores or masks.
+
+    Returns:
+        `tokenizer` SHA-256, `text`, `windows`, `seed`, `dtype`, `propagation` and `libraries`, those that are known.
+    """
+    calibration, collect = header.get("calibration") or {}, header.get("collect") or {}
+    found = {
+        "tokenizer": header["model"].get("tokenizer_sha256"),
+        "text": canonical_json(calibration["source"]) if "source" in calibration else None,
+        "windows": "{n_windows} of {window_tokens} tokens".format_map(calibration) if calibration else None,
+        "seed": str(calibration["seed"]) if "seed" in calibration else None,
+        "dtype": collect.get("dtype"),
+        "propagation": collect.get("propagation"),
+        "libraries": libraries(header["versions"]) if header.get("versions") else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def file_entries(directory: Path, paths: Iterable[Path]) -> dict[str, dict[str, Any]]:

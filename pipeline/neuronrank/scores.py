@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import DegenerateError, MismatchError, NotFiniteError, ParamsError
-from neuronrank.provenance import made_from
+from neuronrank.provenance import made_from, versions
 from neuronrank.recipes import Recipe, RecipePart
 from neuronrank.score_store import SCHEMA, Factors
 from neuronrank.scoring import Element, MethodParams
@@ -217,6 +217,7 @@ def score_header(manifest: dict[str, Any], recipe_name: str, recipe: Recipe) -> 
         "model": manifest["model"],
         "calibration": {key: value for key, value in manifest["calibration"].items() if key != "origins"},
         "collect": manifest["collect"],
+        "versions": manifest.get("versions") or versions(),  # none yet where nothing was read from a file
         "made_from": made_from(manifest, "statistics"),
     }
 

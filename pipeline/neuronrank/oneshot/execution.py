@@ -97,6 +97,7 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
             "part_counts": made["parts"],
             "modules": made["modules"],
             "made_from": made["made_from"],
+            "versions": header["versions"],
             "measured": _measured(model, request, masks, outputs.perplexity, (tasks, zero_shot)),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
         }
