@@ -434,6 +434,7 @@ def test_metrics_say_in_words_what_their_identities_stand_for(finished_project):
     assert told["windows"] == f"{n_windows} of {n_tokens} tokens"
     assert told["seed"] == str(tokens.header["seed"])
     assert json.loads(told["text"]) == tokens.header["source"]
+    assert "\n" not in told["text"]
     assert told["tokenizer"] == open_model(finished_project.artifacts / "model").tokenizer_sha256
     assert (told["dtype"], told["propagation"]) == ("float32", "dense")
     assert f"torch {metadata.version('torch')}" in told["libraries"]

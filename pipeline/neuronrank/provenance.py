@@ -15,13 +15,14 @@ Scores, masks and exports repeat what statistics say of model, calibration (the 
 versions of libraries; metrics say the same in words.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from neuronrank import __version__
-from neuronrank.files import canonical_json, sha256_file
+from neuronrank.files import sha256_file
 from neuronrank.seals import FIELD
 
 _LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "safetensors")
@@ -64,7 +65,7 @@ def in_words(header: Mapping[str, Any]) -> dict[str, str]:
     calibration, collect = header.get("calibration") or {}, header.get("collect") or {}
     found = {
         "tokenizer": header["model"].get("tokenizer_sha256"),
-        "text": canonical_json(calibration["source"]) if "source" in calibration else None,
+        "text": json.dumps(calibration["source"], sort_keys=True) if "source" in calibration else None,
         "windows": "{n_windows} of {window_tokens} tokens".format_map(calibration) if calibration else None,
         "seed": str(calibration["seed"]) if "seed" in calibration else None,
         "dtype": collect.get("dtype"),
