@@ -74,6 +74,7 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         }
         metrics["sparsity"] = {name: round(share, 6) for name, share in masks.header["sparsity"].items()}
     if tasks:
+        opened.require_its_tokenizer()
         tokenizer = AutoTokenizer.from_pretrained(opened.weights_directory, trust_remote_code=False)
         metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
     seal = write_losses(losses, measured, header)

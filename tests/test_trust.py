@@ -18,58 +18,22 @@ from neuronrank.files import canonical_json, read_json, read_sealed_json, write_
 from neuronrank.findings import Checked
 from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
-from neuronrank.recipes import read_recipe
 from neuronrank.safetensors_header import read_safetensors_header
 from neuronrank.score_store import read_scores
-from neuronrank.scores import compute_factors
 from neuronrank.seals import check_tensor_file
 from neuronrank.shards import shard_header
 from neuronrank.statistics_store import Statistics
-from neuronrank.verifying import _links, verify
+from neuronrank.verifying import _links
 from neuronrank.windows import read_windows
-from tests.artifacts import module, statistics
+from tests.forging import faults, read_all, relist, reseal, small_statistics
 
 N_SAMPLED = 60
 """Bytes tried of a file beside those of its header, drawn with a fixed seed."""
 
 
-def faults(*paths: Path) -> list[str]:
-    return [finding.line() for finding in verify(paths) if finding.is_fault]
-
-
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
-    """Statistics of one layer of two modules, over three documents."""
-    modules = [
-        module("gate", "mlp", (3, 2), "mlp_in", "neuron", "row"),
-        module("down", "mlp", (2, 3), "mlp_mid", "neuron", "column"),
-    ]
-    sums = {
-        (tap, name): [[first + channel + document for channel in range(n)] for document in range(3)]
-        for tap, n, first in (("mlp_in", 2, 1.0), ("mlp_mid", 3, 2.0), ("neuron", 3, 3.0))
-        for name in ("sum_sq", "sum_abs")
-    }
-    vectors = {
-        f"{entry['name']}.{axis}_{name}": np.ones(entry["shape"][axis == "column"])
-        for entry in modules
-        for axis in ("row", "column")
-        for name in ("sum_abs", "sum_sq", "max_abs")
-    }
-    directory = tmp_path_factory.mktemp("small")
-    statistics(directory, sums, modules, vectors)
-    return directory / "artifact"
-
-
-RECIPE = read_recipe({"attention": {"method": "none"}, "mlp": {"method": "wanda"}}, "recipes.test")
-
-
-def read_all(directory: Path) -> None:
-    """Score, and read every array that there is."""
-    opened = Statistics(directory)
-    compute_factors(opened, RECIPE)
-    for path in opened.array_paths:
-        opened.read(path)
-    opened.all_weight_sums()
+    return small_statistics(tmp_path_factory.mktemp("small"))
 
 
 def test_every_byte_of_statistics_is_guarded(small, tmp_path):
@@ -190,20 +154,6 @@ def test_chunks_that_changed_places_or_are_missing_or_extra(small, tmp_path):
     assert "taps.zarr/extra: the manifest does not list this file" in found[1]
     with pytest.raises(ArtifactError, match="missing, although the manifest lists it"):
         read_all(copy)
-
-
-def reseal(directory: Path, change) -> None:
-    """Change a manifest as somebody would who wants it to be believed."""
-    manifest = read_json(directory / "manifest.json", "x")
-    change(manifest)
-    write_sealed_json(directory / "manifest.json", manifest)
-
-
-def relist(directory: Path, name: str) -> None:
-    """Let the manifest list a file as it is now."""
-    content = (directory / name).read_bytes()
-    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    reseal(directory, lambda manifest: manifest["files"].update({name: entry}))
 
 
 @pytest.mark.parametrize(
@@ -396,7 +346,7 @@ def test_the_chain_from_model_to_losses_and_export(finished_project, tmp_path):
     broken = CliRunner().invoke(main, ["verify", str(out)])
     assert broken.exit_code == 1
     assert f"{shard}: has sha256" in broken.output
-    assert "more.bin: weights that the export did not write" in broken.output
+    assert "more.bin: a file that the export did not write" in broken.output
     assert "2 faults" in broken.output
 
 

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from neuronrank.errors import MismatchError, NotFiniteError, SourceError
+from neuronrank.errors import ArtifactError, MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
 from neuronrank.model_description import MODEL_FILE, RUN, SCHEMA, read_description
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (*_VOCABULARIES, *_TOKENIZER_SETTINGS)
+"""What says how text becomes token ids."""
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 
 
@@ -185,6 +187,19 @@ class ModelArtifact:
         """Name of every stored tensor -> its type, shape and SHA-256."""
         return dict(self.description["tensors"])
 
+    def require_its_tensors(self, checkpoint: Checkpoint) -> None:
+        """Read every stored tensor, and refuse weights that are not those that were fetched.
+
+        Raises:
+            MismatchError: names the first tensor that is missing, not listed, or changed.
+        """
+        for name in sorted(self.tensors.keys() | set(checkpoint.names)):
+            if name not in self.tensors:
+                raise MismatchError(
+                    f"{self.weights_directory}: {MODEL_FILE} does not list {name}. Run: dvc repro --force fetch@model"
+                )
+            checkpoint.tensor(name)  # checked as it is read
+
     def require_its_tokenizer(self) -> None:
         """Refuse a tokenizer that changed after the model was fetched.
 
@@ -249,7 +264,14 @@ def _is_buffer(tensor: torch.Tensor) -> bool:
 
 def _config(directory: Path) -> dict[str, Any]:
     config = _json_object(directory / "config.json")
+    _refuse_other_files(directory / "config.json", config, "configuration_files")
     return {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
+
+
+def _refuse_other_files(path: Path, content: Mapping[str, Any], key: str) -> None:
+    """Refuse a list by which transformers would read another file in place of this one, which nobody checked."""
+    if key in content:
+        raise SourceError(f"{path}: has {key!r}, which names other files to be read in its place. Remove that entry")
 
 
 def _json_object(path: Path) -> dict[str, Any]:
@@ -263,9 +285,12 @@ def tokenizer_sha256(directory: Path) -> str:
     """Return one SHA-256 over all files that say how text becomes token ids: vocabulary, merges and settings.
 
     Raises:
-        SourceError: the directory has no vocabulary.
+        SourceError: the directory has no vocabulary, or names others elsewhere.
     """
-    present = {name: directory / name for name in (*_VOCABULARIES, *_TOKENIZER_SETTINGS) if (directory / name).exists()}
+    settings = directory / "tokenizer_config.json"
+    if settings.exists():
+        _refuse_other_files(settings, _json_object(settings), "fast_tokenizer_files")
+    present = {name: directory / name for name in TOKENIZER_FILES if (directory / name).exists()}
     if not present.keys() & set(_VOCABULARIES):
         raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
     return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
@@ -297,10 +322,12 @@ def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:
         return target
     if "hub" in weights:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             return Path(snapshot_download(weights["hub"], revision=weights["revision"], local_files_only=True))
+        except HFValidationError as err:
+            raise ArtifactError(f"{directory / MODEL_FILE}: names no model of the hub ({err}). Run: {RUN}") from err
         except LocalEntryNotFoundError as err:
             where = f"{weights['hub']} at {weights['revision']}"
             raise SourceError(f"{where}: not in the local hub cache. Run: dvc repro --force fetch@model") from err

@@ -7,22 +7,23 @@ more shard; the embeddings stay as they are.
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
-from neuronrank.checkpoint import Checkpoint, ModelArtifact
+from neuronrank.checkpoint import TOKENIZER_FILES, Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
-from neuronrank.model_description import EXPORT_FILE, MODEL_FILE
+from neuronrank.model_description import EXPORT_FILE
 from neuronrank.outputs import output_directory, require_absent
 from neuronrank.provenance import file_entries, made_from
-from neuronrank.shards import shard_header, write_index
+from neuronrank.shards import INDEX, shard_header, write_index
 
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-"""Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
+_COPIED = (*TOKENIZER_FILES, INDEX, "config.json", "generation_config.json", "chat_template.*", "LICENSE*", "README.md")
+"""Beside the model's own shards; other copies of the weights would stay unpruned, and code or links may be anything."""
 SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
@@ -81,16 +82,19 @@ def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpo
     """
     require_absent(out)
     masks.require_model(model.fingerprint, model.directory)
+    missing = {masks.untied.get(name, name) for name in masks.weights} - model.tensors.keys()
+    if missing:
+        raise MismatchError(f"{masks.path}: masks {min(missing)}, which {model.directory} does not have")
     checkpoint = model.checkpoint()
-    for name in masks.weights:
-        checkpoint.tensor(masks.untied.get(name, name))  # checked as it is read
+    model.require_its_tensors(checkpoint)  # all of them: what is copied is stated to be this model
+    model.require_its_tokenizer()
     return checkpoint
 
 
 def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
-    """Copy configuration, tokenizer, index and whatever else lies beside the weights."""
+    """Copy configuration, tokenizer, index, chat template, license and model card, and nothing else."""
     for source in sorted(model.weights_directory.iterdir()):
-        if source.is_file() and source.suffix not in WEIGHT_SUFFIXES and source.name not in (MODEL_FILE, EXPORT_FILE):
+        if source.is_file() and any(fnmatch(source.name, pattern) for pattern in _COPIED):
             shutil.copyfile(source, target / source.name)
 
 

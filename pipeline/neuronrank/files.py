@@ -16,9 +16,20 @@ import safetensors.numpy
 
 from neuronrank.errors import ArtifactError
 from neuronrank.outputs import output_file
+from neuronrank.regular_files import open_regular
 from neuronrank.safetensors_header import METADATA, parse_json, read_safetensors_header
-from neuronrank.seals import BLANK, FIELD, check_sealed_text, check_tensor_file, seal_tensor_file, sealed_text
+from neuronrank.seals import (
+    BLANK,
+    FIELD,
+    check_sealed_text,
+    check_tensor_file,
+    require_same_seal,
+    seal_tensor_file,
+    sealed_text,
+)
 
+UNREADABLE = (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
+"""What the library raises of a file that is not sound, or whose types numpy has not."""
 HEADER_KEY = "neuronrank"
 """The one metadata key of our safetensors files: with several keys the library orders them differently each run."""
 
@@ -74,7 +85,7 @@ def read_sealed_json(path: Path, schema: str, run: str) -> dict[str, Any]:
     content = _content(path, run)
     parsed = _parsed(path, content, run)
     check_schema(path, parsed, schema, run)
-    check_sealed_text(path, content, run)
+    require_same_seal(path, parsed, check_sealed_text(path, content, run), run)
     return dict(parsed)
 
 
@@ -89,7 +100,8 @@ def read_json(path: Path, run: str) -> Any:
 
 def _content(path: Path, run: str) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: not found. Run: {run}") from err
     except OSError as err:
@@ -129,7 +141,7 @@ def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
     """
     header = read_metadata(path, run)
     check_schema(path, header, schema, run)
-    check_tensor_file(path, run)
+    require_same_seal(path, header, check_tensor_file(path, run), run)
     return dict(header)
 
 
@@ -159,7 +171,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         return dict(safetensors.numpy.load_file(path))
-    except (safetensors.SafetensorError, OSError, KeyError) as err:  # KeyError: a type that numpy has not
+    except UNREADABLE as err:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: dvc repro") from err
 
 

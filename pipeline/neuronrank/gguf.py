@@ -29,7 +29,9 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
     folder, name = str(path.parent), path.name
     try:
         # `local_files_only` is written into the saved configuration; fixed, so that its bytes are the same offline.
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file=name, local_files_only=True, trust_remote_code=False
+        )
         # Without `dequantize` the weights stay packed and cannot be saved.
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,

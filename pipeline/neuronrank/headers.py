@@ -24,6 +24,12 @@ def _inside(path: str) -> str:
     return path
 
 
+def _pointing(weights: dict[str, str]) -> dict[str, str]:
+    if weights.keys() not in (set(), {"path"}, {"hub", "revision"}):
+        raise ValueError("is neither {} for weights beside it, nor a path, nor hub and revision")
+    return weights
+
+
 def _fitting_rows(rows: list[int]) -> list[int]:
     offset, block, period = rows
     if not (block and offset + block <= period):
@@ -35,9 +41,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 Size = Annotated[int, Field(ge=1, le=_MOST)]
 Layers = Annotated[int, Field(ge=1, le=100_000)]
-RelativePath = Annotated[str, AfterValidator(_inside)]
 Shape = Annotated[list[Count], Field(min_length=1, max_length=8)]
 Matrix = Annotated[list[Size], Field(min_length=2, max_length=2)]
+Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 Rows = Annotated[list[Count], Field(min_length=3, max_length=3), AfterValidator(_fitting_rows)]
 
 
@@ -54,7 +60,26 @@ class FileEntry(Header):
     sha256: Sha256
 
 
-Files = dict[RelativePath, FileEntry]
+def is_listed(name: str, entry: Any) -> bool:
+    """Whether a list of files may hold this entry: a path inside, a size and a SHA-256."""
+    try:
+        _inside(name)
+        FileEntry.model_validate(entry)
+    except ValueError:  # pydantic's is one
+        return False
+    return True
+
+
+def _all_listed(files: dict[str, Any]) -> dict[str, Any]:
+    """Stop at the first fault: a list of a million of them would fill memory with messages."""
+    for name, entry in files.items():
+        _inside(name)
+        FileEntry.model_validate(entry)
+    return files
+
+
+Files = Annotated[dict[str, Any], AfterValidator(_all_listed)]
+"""Path inside the directory -> `FileEntry`."""
 
 
 class Model(Header):
@@ -115,12 +140,34 @@ class Calibration(Header):
     """Token windows that statistics are of."""
 
     n_windows: Size
+    origins: list[Any] = []
+    """Where each window begins; of imported statistics nobody knows."""
     window_tokens: Size
     sha256: Sha256 | None
     """Of the token ids; None where they are not known."""
 
 
-class Collect(Header):
+class Sequential(Header):
+    """By what layers were pruned while statistics were collected."""
+
+    parts: dict[str, dict[str, Any]]
+    pattern: dict[str, Any]
+
+
+class Collected(Header):
+    """How statistics were collected, as what is made from them has it: nothing where none were needed."""
+
+    propagation: str | None = None
+    sequential: Sequential | None = None
+
+    @model_validator(mode="after")
+    def _says_by_what(self) -> Self:
+        if (self.propagation == "sequential") != (self.sequential is not None):
+            raise ValueError("propagation through pruned layers and `sequential` go together")
+        return self
+
+
+class Collect(Collected):
     """How statistics were collected."""
 
     dtype: str
@@ -147,8 +194,8 @@ class ScoredPart(Header):
     default_group: str
     elements: bool
     neurons: bool
-    weight_exp: float
-    weight_multi: float
+    weight_exp: Exponent
+    weight_multi: Exponent
     params: dict[str, Any]
 
 
@@ -161,7 +208,7 @@ class Scores(Made):
     lm_head: dict[str, Any] | None
     n_layers: Layers
     calibration: dict[str, Any]
-    collect: dict[str, Any]
+    collect: Collected
 
 
 class Pattern(Header):
@@ -182,7 +229,7 @@ class Masks(Made):
     sparsity: dict[str, float]
     untied: dict[str, str]
     calibration: dict[str, Any]
-    collect: dict[str, Any]
+    collect: Collected
 
 
 class EvaluatedText(Header):
@@ -224,7 +271,7 @@ class ModelDescription(Header):
     tensors: dict[str, TensorEntry]
     fingerprint: Sha256
     tokenizer_sha256: Sha256
-    weights: dict[str, str]
+    weights: Annotated[dict[str, str], AfterValidator(_pointing)]
     source: dict[str, Any]
 
 

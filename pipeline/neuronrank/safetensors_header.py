@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from neuronrank.regular_files import open_regular
 
 METADATA = "__metadata__"
 LARGEST_HEADER_BYTES = 100_000_000
@@ -11,7 +14,7 @@ LARGEST_HEADER_BYTES = 100_000_000
 _ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32}
 _ITEM_BITS |= {"F16": 16, "BF16": 16, "I16": 16, "U16": 16}
 _ITEM_BITS |= {"I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8}
-_MOST_AXES = 32
+_MOST_AXES, _MOST_VALUES = 32, 2**48
 
 
 def header_text(path: Path) -> bytes:
@@ -21,8 +24,8 @@ def header_text(path: Path) -> bytes:
         FileNotFoundError: there is no such file.
         ValueError: the stated length is not that of a header of this file.
     """
-    n_bytes = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        n_bytes = os.fstat(file.fileno()).st_size
         stated = file.read(8)
         length = int.from_bytes(stated, "little")
         if len(stated) < 8 or not 2 <= length <= min(n_bytes - 8, LARGEST_HEADER_BYTES):
@@ -66,12 +69,20 @@ def parse_json(text: str) -> Any:
     """Parse JSON from elsewhere.
 
     Raises:
-        ValueError: not valid, or nested too deeply.
+        ValueError: not valid, nested too deeply, or with two values of one key.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     except RecursionError:
         raise ValueError("its JSON is nested too deeply") from None
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in found if names.count(name) > 1)!r} stands twice in one object")
+    return found
 
 
 def _check_entry(name: str, entry: Any) -> None:
@@ -82,6 +93,8 @@ def _check_entry(name: str, entry: Any) -> None:
         raise ValueError(f"{name}: its shape is no list of sizes")
     if not (_are_sizes(offsets) and len(offsets) == 2 and offsets[0] <= offsets[1]):
         raise ValueError(f"{name}: its data_offsets are not two that follow each other")
+    if math.prod(size for size in shape if size) > _MOST_VALUES:  # libraries multiply before they see a zero
+        raise ValueError(f"{name}: its shape {shape} is of more values than there can be")
     bits = _ITEM_BITS.get(entry["dtype"])
     stated = offsets[1] - offsets[0]
     if bits is not None and 8 * stated != bits * math.prod(shape):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from neuronrank.array_bounds import UNSOUND, require_stored
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import read_sealed_json
+from neuronrank.files import UNREADABLE, read_sealed_json
 from neuronrank.headers import Manifest, check_header
 from neuronrank.profiles import PROFILES, smallest_with
 from neuronrank.statistics_schema import SCHEMA, TOKEN_IDS
@@ -107,7 +107,8 @@ class Statistics:
         self.directory = directory
         self.manifest: dict[str, Any] = read_manifest(directory)
         try:
-            self._root = zarr.open_group(listed_store(directory, self.manifest), mode="r", zarr_format=3)
+            self._store = listed_store(directory, self.manifest)
+            self._root = zarr.open_group(self._store, mode="r", zarr_format=3)
         except UNSOUND as err:
             raise ArtifactError(f"{directory / TAPS}: not a readable Zarr group ({err}). Run: {_RUN}") from err
         self.modules = [module_of(entry) for entry in self.manifest["modules"]]
@@ -247,19 +248,21 @@ class Statistics:
         content = read_listed(path, self.manifest["files"][WEIGHTS_FILE], _RUN)  # some vectors of every module
         try:
             return dict(safetensors.numpy.load(content))
-        except (safetensors.SafetensorError, KeyError) as err:
+        except UNREADABLE as err:
             raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Run: {_RUN}") from err
 
     def _array(self, tap: str, name: str) -> Any:
         path = f"{tap}/{name}" if tap else name
         if path not in self._arrays:
             try:
-                self._arrays[path] = self._root[path]
+                array: Any = self._root[path]
             except UNSOUND as err:
                 if isinstance(err, KeyError) and f"{TAPS}/{path}/zarr.json" not in self.manifest["files"]:
                     raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
                 raise ArtifactError(f"{self.directory}: {path} is no readable Zarr array ({err}). Run: {_RUN}") from err
-            require_stored(self.directory / TAPS / path, self._arrays[path], path, self.manifest["files"], _RUN)
+            where = self.directory / TAPS / path
+            self._store.expect(path, require_stored(where, array, path, self.manifest["files"], _RUN))
+            self._arrays[path] = array
         return self._arrays[path]
 
     def _why_missing(self, tap: str, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from neuronrank.array_bounds import ChunkBytes, require_values
 from neuronrank.errors import ArtifactError
+from neuronrank.regular_files import open_regular
 
 METADATA = "zarr.json"
 
@@ -26,8 +29,9 @@ def read_listed(path: Path, entry: Mapping[str, Any], run: str) -> bytes:
         ArtifactError: it is missing, cannot be read, or has another size or content.
     """
     try:
-        n_bytes = path.stat().st_size
-        content = path.read_bytes() if n_bytes == entry["bytes"] else b""
+        with open_regular(path) as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            content = file.read(n_bytes) if n_bytes == entry["bytes"] else b""
     except FileNotFoundError as err:
         raise ArtifactError(f"{path}: missing, although the manifest lists it. Run: {run}") from err
     except OSError as err:
@@ -60,6 +64,11 @@ class VerifiedStore(Store):
         """
         super().__init__(read_only=True)
         self._root, self._files, self._run = root, files, run
+        self._chunk_bytes: dict[str, ChunkBytes] = {}
+
+    def expect(self, array: str, chunk: ChunkBytes) -> None:
+        """Take what a chunk of an array has to hold; none of its chunks is handed out before."""
+        self._chunk_bytes[array] = chunk
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, VerifiedStore) and (other._root, other._files) == (self._root, self._files)
@@ -87,12 +96,21 @@ class VerifiedStore(Store):
 
     def _content(self, key: str) -> bytes | None:
         if key in self._files:
-            return read_listed(self._root / key, self._files[key], self._run)
+            content = read_listed(self._root / key, self._files[key], self._run)
+            if key.rpartition("/")[2] != METADATA:
+                self._require_values(key, content)
+            return content
         if (self._root / key).exists():
             raise ArtifactError(f"{self._root / key}: the manifest does not list this file. Run: {self._run}")
         if key.rpartition("/")[2] != METADATA:
             raise ArtifactError(f"{self._root / key}: missing, and the manifest does not list it. Run: {self._run}")
         return None
+
+    def _require_values(self, key: str, content: bytes) -> None:
+        array = key.partition("/c/")[0]
+        if array not in self._chunk_bytes:
+            raise ArtifactError(f"{self._root / key}: is no chunk of an array that was opened. Run: {self._run}")
+        require_values(self._root / key, content, self._chunk_bytes[array], self._run)
 
     async def exists(self, key: str) -> bool:
         """Say whether the manifest lists a file."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from neuronrank.checkpoint import open_model
 from neuronrank.errors import ArtifactError, MismatchError, NeuronrankError
-from neuronrank.export import SCHEMA, WEIGHT_SUFFIXES
+from neuronrank.export import SCHEMA
 from neuronrank.files import canonical_json, read_sealed_json, sha256_file, sha256_text
 from neuronrank.findings import Checked
 from neuronrank.headers import Export, check_header
@@ -65,10 +65,10 @@ def check_export(directory: Path) -> Checked:
             checked.fault(str(err))
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.suffix in WEIGHT_SUFFIXES and name not in described["files"]:
-            checked.fault(f"{name}: weights that the export did not write")
+        if (path.is_symlink() or not path.is_dir()) and name not in described["files"] and name != EXPORT_FILE:
+            checked.fault(f"{name}: a file that the export did not write; delete it, or export again")
     if len(checked.findings) == before:
-        checked.ok(f"{len(described['files'])} files: sizes and checksums; no other weights")
+        checked.ok(f"{len(described['files'])} files: sizes and checksums; no others")
     return checked
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from neuronrank.errors import ArtifactError, NeuronrankError
 from neuronrank.files import read_json
 from neuronrank.findings import Checked
+from neuronrank.headers import is_listed
 from neuronrank.planned_arrays import PROJECTED
 from neuronrank.seals import FIELD
 from neuronrank.sketch import N_BINS
@@ -50,12 +51,7 @@ def _listed_at_least(directory: Path) -> dict[str, dict[str, Any]]:
     """Return what a manifest lists that is not sound itself, as far as it can be read."""
     manifest = read_json(directory / MANIFEST, _RUN)
     files = manifest.get("files") if isinstance(manifest, dict) else None
-    entries = files.items() if isinstance(files, dict) else ()
-    return {
-        name: entry
-        for name, entry in entries
-        if isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() and ".." not in Path(name).parts
-    }
+    return {name: entry for name, entry in files.items() if is_listed(name, entry)} if isinstance(files, dict) else {}
 
 
 def _check_files(checked: Checked, files: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -66,7 +62,8 @@ def _check_files(checked: Checked, files: Mapping[str, Mapping[str, Any]]) -> bo
             n_bytes += len(read_listed(checked.path / name, entry, _RUN))
         except ArtifactError as err:
             checked.fault(str(err))
-    present = {path.relative_to(checked.path).as_posix() for path in checked.path.rglob("*") if not path.is_dir()}
+    beside = (path for path in checked.path.rglob("*") if path.is_symlink() or not path.is_dir())
+    present = {path.relative_to(checked.path).as_posix() for path in beside}
     for name in sorted(present - files.keys() - {MANIFEST}):
         checked.fault(f"{name}: the manifest does not list this file; delete it, or collect again")
     if len(checked.findings) > before:

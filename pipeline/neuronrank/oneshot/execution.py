@@ -181,6 +181,7 @@ def _measured(
             found.setdefault("perplexity", {}).setdefault(name, {})[state] = round(value, 4)
             log.info("perplexity of the %s model on %s: %.4f", state, name, value)
     if tasks:
+        model.require_its_tokenizer()
         tokenizer = AutoTokenizer.from_pretrained(model.weights_directory, trust_remote_code=False)
         found["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options)
     return found
