@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 from numcodecs.blosc import compress
 from zarr.codecs import BloscCodec
 
-from neuronrank import open_statistics
+from neuronrank import losses, mask_store, open_statistics, score_store, windows
 from neuronrank.cli import main
 from neuronrank.errors import ArtifactError
 from neuronrank.files import HEADER_KEY, read_header, read_sealed_json, write_sealed_json, write_tensors
@@ -205,3 +206,31 @@ def test_axes_are_a_name_for_each(copy, axes):
         Statistics(copy).layer_values(0, "neuron", "sum_sq")
     with pytest.raises(ArtifactError, match="names axes"):
         print(open_statistics(copy))
+
+
+@pytest.mark.parametrize(
+    "name", ["scores.safetensors", "mask.safetensors", "losses.safetensors", "windows.safetensors"]
+)
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(tmp_path, monkeypatch, name):
+    """Otherwise the header of one would come with the values of the other."""
+    read: dict[str, Any] = {
+        "scores.safetensors": (score_store, read_scores),
+        "mask.safetensors": (mask_store, mask_store.MaskFile),
+        "losses.safetensors": (losses, losses.read_losses),
+        "windows.safetensors": (windows, windows.read_windows),
+    }
+    module, reader = read[name]
+    path = tmp_path / name
+    frozen = Path(__file__).parent / "frozen" / ("statistics-5" if name.startswith("scores") else "model-2") / name
+    shutil.copyfile(frozen, path)
+    reader(path)
+    check = module.check_header
+
+    def checked_and_replaced(*arguments: object) -> None:
+        check(*arguments)
+        shutil.copyfile(frozen, tmp_path / "new")
+        (tmp_path / "new").rename(path)
+
+    monkeypatch.setattr(module, "check_header", checked_and_replaced)
+    with pytest.raises(ArtifactError, match="another file took its place while it was read"):
+        reader(path)

@@ -3,10 +3,11 @@
 Nothing here imports torch.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,27 @@ def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:
     check_schema(path, header, schema, run)
     require_same_seal(path, header, check_tensor_file(path, run), run)
     return dict(header)
+
+
+@contextlib.contextmanager
+def one_version(path: Path) -> Iterator[None]:
+    """Read a file in several steps, and refuse it when another took its place between them.
+
+    Raises:
+        ArtifactError: it did.
+    """
+    before = _version(path)
+    yield
+    if _version(path) != before:
+        raise ArtifactError(f"{path}: another file took its place while it was read. Run the command again")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    try:
+        found = path.stat()
+    except OSError:  # whoever reads it says so
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def read_metadata(path: Path, run: str) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import read_header, read_tensors, write_tensors
+from neuronrank.files import one_version, read_header, read_tensors, write_tensors
 from neuronrank.headers import Losses, check_header
 
 SCHEMA = "neuronrank.losses/2"
@@ -29,7 +29,8 @@ def read_losses(path: Path) -> dict[str, NDArray[np.float64]]:
     Raises:
         ArtifactError: missing, corrupt, of another schema, or with losses that are not those of its texts.
     """
-    texts, losses = read_losses_header(path)["texts"], read_tensors(path)
+    with one_version(path):
+        texts, losses = read_losses_header(path)["texts"], read_tensors(path)
     for name in sorted(texts.keys() | losses.keys()):
         wanted = (texts[name]["n_windows"],) if name in texts else "none"
         held = losses[name].shape if name in losses else "none"

@@ -17,7 +17,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import read_header, write_tensors
+from neuronrank.files import one_version, read_header, write_tensors
 from neuronrank.headers import Masks, check_header
 from neuronrank.module_views import view_of
 from neuronrank.safetensors_header import METADATA, read_safetensors_header
@@ -50,11 +50,12 @@ class MaskFile:
             ArtifactError: missing, corrupt, of another schema, or with bits that do not fit its shapes.
         """
         self.path = path
-        self.header = read_header(path, SCHEMA, _RUN)
-        check_header(path, self.header, Masks, _RUN)
-        _require_fitting(path, self.header)
+        with one_version(path):
+            self.header = read_header(path, SCHEMA, _RUN)
+            check_header(path, self.header, Masks, _RUN)
+            _require_fitting(path, self.header)
+            self._file: Any = safetensors.safe_open(path, framework="numpy")  # maps this version, whatever follows
         self.modules: list[dict[str, Any]] = self.header["modules"]
-        self._file: Any = safetensors.safe_open(path, framework="numpy")
 
     @property
     def weights(self) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError
-from neuronrank.files import read_header, read_tensors, write_tensors
+from neuronrank.files import one_version, read_header, read_tensors, write_tensors
 from neuronrank.headers import Scores, check_header
 
 SCHEMA = "neuronrank.scores/4"
@@ -41,9 +41,10 @@ def read_scores(path: Path) -> tuple[Factors, dict[str, Any]]:
     Raises:
         ArtifactError: missing, corrupt, of another schema, or with vectors that do not fit its modules.
     """
-    header = read_header(path, SCHEMA, _RUN)
-    check_header(path, header, Scores, _RUN)
-    factors = read_tensors(path)
+    with one_version(path):
+        header = read_header(path, SCHEMA, _RUN)
+        check_header(path, header, Scores, _RUN)
+        factors = read_tensors(path)
     _require_fitting(path, factors, header)
     return factors, header
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import read_header, read_tensors, write_tensors
+from neuronrank.files import one_version, read_header, read_tensors, write_tensors
 from neuronrank.headers import Tokens, check_header
 
 SCHEMA = "neuronrank.tokens/2"
@@ -50,9 +50,10 @@ def read_windows(path: Path) -> Windows:
     Raises:
         ArtifactError: missing, corrupt, of another schema, or without token ids of the length that it states.
     """
-    header = read_header(path, SCHEMA, _RUN)
-    check_header(path, header, Tokens, _RUN)
-    tensors = read_tensors(path)
+    with one_version(path):
+        header = read_header(path, SCHEMA, _RUN)
+        check_header(path, header, Tokens, _RUN)
+        tensors = read_tensors(path)
     ids = tensors.get("token_ids", np.zeros(0, np.int32))
     n_tokens = header["window_tokens"]
     if tensors.keys() != {"token_ids"} or ids.dtype != np.int32 or ids.ndim != 2 or ids.shape[1] != n_tokens:
