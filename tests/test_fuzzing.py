@@ -8,9 +8,10 @@ import copy
 import json
 import os
 import shutil
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neuronrank.checkpoint import Checkpoint
+from neuronrank import open_statistics
+from neuronrank.checkpoint import Checkpoint, open_model
 from neuronrank.errors import NeuronrankError
+from neuronrank.export import export_model
 from neuronrank.files import HEADER_KEY, canonical_json, sha256_file
+from neuronrank.inspecting import describe
 from neuronrank.losses import read_losses
 from neuronrank.mask_store import MaskFile
+from neuronrank.recipes import read_recipe
 from neuronrank.safetensors_header import METADATA
 from neuronrank.score_store import read_scores
+from neuronrank.scores import compute_factors
 from neuronrank.seals import BLANK, FIELD, seal_tensor_file, sealed_text
 from neuronrank.statistics_store import Statistics
+from neuronrank.verifying import verify
 from neuronrank.windows import read_windows
-from tests.project import Project
+from tests.imports import ROOT
+from tests.project import TFIDF, WANDA, Project
 
 EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "30"))
 """Of each test; thousands were run before a release."""
@@ -42,6 +50,12 @@ _FUZZ = settings(
 )
 _TIMES, _FREE = 60, 24 << 20
 """Most memory that reading may take: so many times what the artifact holds, and as much as its libraries do."""
+
+
+RECIPES = [
+    read_recipe({"attention": WANDA, "mlp": WANDA}, "recipes.wanda"),
+    read_recipe({"attention": {"method": "none"}, "mlp": TFIDF}, "recipes.tfidf"),
+]
 
 
 def masks_of(path: Path) -> dict[str, Any]:
@@ -58,13 +72,18 @@ def statistics_of(path: Path) -> dict[str, Any]:
     return found | statistics.all_weight_sums()
 
 
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {name: checkpoint.tensor(name) for name in checkpoint.names}
+
+
 READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "scores": lambda path: read_scores(path)[0],
     "masks": masks_of,
     "losses": read_losses,
     "tokens": lambda path: {"token_ids": read_windows(path).token_ids},
-    "weights": lambda path: {name: Checkpoint(path.parent).tensor(name) for name in Checkpoint(path.parent).names},
+    "weights": lambda path: tensors_of(Checkpoint(path.parent)),
     "statistics": statistics_of,
+    "model": lambda path: tensors_of(open_model(path).checkpoint()),
 }
 
 
@@ -94,6 +113,13 @@ def whole(finished_project, tmp_path_factory) -> dict[str, tuple[Path, dict[str,
     return found
 
 
+@pytest.fixture(scope="module")
+def frozen_model(tmp_path_factory) -> Path:
+    """A model of one layer, a mask for it, and an export."""
+    source, target = ROOT / "tests/frozen/model-2", tmp_path_factory.mktemp("fuzzed") / "base"
+    return shutil.copytree(source, target)
+
+
 def _made(path: Path) -> Path:
     path.parent.mkdir(parents=True)
     return path
@@ -114,8 +140,31 @@ def held(path: Path) -> int:
     return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
 
 
+def listed(path: Path) -> None:
+    """List the arrays of statistics, and score every method that they can serve."""
+    repr(open_statistics(path))
+    for recipe in RECIPES:
+        compute_factors(Statistics(path), recipe)
+
+
+def exported(path: Path) -> None:
+    """Open the mask's neighbours and export."""
+    with tempfile.TemporaryDirectory() as scratch:
+        export_model(open_model(path), MaskFile(path.parent / "mask.safetensors"), Path(scratch) / "out")
+
+
+USES: dict[str, Callable[[Path], object]] = {
+    **dict.fromkeys(("scores", "losses", "tokens", "masks"), describe),
+    "statistics": listed,
+    "model": exported,
+}
+
+
 def read_or_refuse(kind: str, path: Path, expected: dict[str, Any] | None) -> None:
     """Read an artifact: what was written, or whatever a forger may state, or an error of ours; in little memory."""
+    verify([path])  # tells faults, and ends with none of its own
+    with suppress(NeuronrankError):
+        USES.get(kind, bool)(path)
     limit = _TIMES * held(path) + _FREE
     tracemalloc.start()
     try:
@@ -277,6 +326,35 @@ def test_a_manifest_is_forged_and_sealed(whole, data):
     with put_back(path) as before:
         value = data.draw(forged(json.loads(before[path])))
         path.write_text(sealed_text(canonical_json({**value, FIELD: BLANK})))
+        read_or_refuse("statistics", root, None)
+
+
+@pytest.mark.parametrize("name", ["model/model.json", "export/neuronrank.json"])
+@given(data=st.data())
+@_FUZZ
+def test_what_a_model_says_of_itself_is_forged_and_sealed(frozen_model, name, data):
+    path = frozen_model / name
+    with put_back(path) as before:
+        value = data.draw(forged(json.loads(before[path])))
+        path.write_text(sealed_text(canonical_json({**value, FIELD: BLANK})))
+        if name.startswith("model"):
+            read_or_refuse("model", path.parent, None)
+        else:
+            verify([path.parent])
+
+
+@given(data=st.data())
+@_FUZZ
+def test_a_chunk_is_forged_and_listed(whole, data):
+    root, _ = whole["statistics"]
+    manifest = root / "manifest.json"
+    chunk = data.draw(st.sampled_from(sorted(path for path in (root / "taps.zarr").rglob("c/**/*") if path.is_file())))
+    with put_back(manifest, chunk) as before:
+        chunk.write_bytes(data.draw(damaged(before[chunk])))
+        stated = json.loads(before[manifest])
+        entry = {"bytes": chunk.stat().st_size, "sha256": sha256_file(chunk)}
+        stated["files"][chunk.relative_to(root).as_posix()] = entry
+        manifest.write_text(sealed_text(canonical_json({**stated, FIELD: BLANK})))
         read_or_refuse("statistics", root, None)
 
 
