@@ -6,7 +6,6 @@ themselves lie in the same directory, or, for a model that is already on this ma
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
-from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
+from neuronrank.files import canonical_json, sha256_text
 from neuronrank.model_description import MODEL_FILE, RUN, SCHEMA, read_description
+from neuronrank.model_files import json_object, read_configuration, tokenizer_sha256
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
-
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 
 
 class Checkpoint:
@@ -120,7 +116,7 @@ def _shards(directory: Path) -> list[Path]:
     if index.exists() and single.exists():
         raise SourceError(f"{directory}: has both {single.name} and {index.name}; keep the one that is meant")
     if index.exists():
-        weight_map = _json_object(index).get("weight_map")
+        weight_map = json_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(Path(str(name)).name == name for name in weight_map.values()):
             raise SourceError(f"{index}: has no weight_map of file names. Fetch the model again")
         return [directory / name for name in sorted(set(weight_map.values()))]
@@ -219,7 +215,7 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
         SourceError: the weights, configuration or tokenizer are missing or unreadable.
         NotFiniteError: a weight is NaN or infinite.
     """
-    config = _config(directory)
+    config = read_configuration(directory)
     checkpoint = Checkpoint(directory)
     tensors = {}
     for name in checkpoint.names:
@@ -247,30 +243,6 @@ def _is_buffer(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 0 or not tensor.is_floating_point()
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    config = _json_object(directory / "config.json")
-    return {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    content = read_json(path, run="fetch the model again")
-    if not isinstance(content, dict):
-        raise SourceError(f"{path}: holds a {type(content).__name__}, expected an object. Fetch the model again")
-    return content
-
-
-def tokenizer_sha256(directory: Path) -> str:
-    """Return one SHA-256 over all files that say how text becomes token ids: vocabulary, merges and settings.
-
-    Raises:
-        SourceError: the directory has no vocabulary.
-    """
-    present = {name: directory / name for name in (*_VOCABULARIES, *_TOKENIZER_SETTINGS) if (directory / name).exists()}
-    if not present.keys() & set(_VOCABULARIES):
-        raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
-    return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
-
-
 def open_model(directory: Path) -> ModelArtifact:
     """Open what `fetch` left.
 
@@ -281,7 +253,7 @@ def open_model(directory: Path) -> ModelArtifact:
     """
     description = read_description(directory)
     weights = _locate_weights(directory, description["weights"])
-    if _config(weights) != description["config"]:
+    if read_configuration(weights) != description["config"]:
         raise MismatchError(
             f"{weights / 'config.json'}: is not what {directory / MODEL_FILE} holds; it changed after it was fetched. "
             f"Run: dvc repro --force fetch@model"
