@@ -73,17 +73,20 @@ def describe_export(directory: Path, masks: MaskFile, **more: object) -> None:
 
 
 def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpoint:
-    """Open the base model's weights, after checking all that an export reads.
+    """Open the base model's weights, after checking all of them and the tokenizer: what is not masked is passed on too.
 
     Raises:
-        MismatchError: the mask was made for another model, or names a weight that the model lacks or that changed.
+        MismatchError: the mask was made for another model or names a weight that the model lacks, or a tensor or the
+            tokenizer changed after it was fetched.
         SourceError: `out` already exists.
     """
     require_absent(out)
     masks.require_model(model.fingerprint, model.directory)
+    model.require_its_tokenizer()
     checkpoint = model.checkpoint()
-    for name in masks.weights:
-        checkpoint.tensor(masks.untied.get(name, name))  # checked as it is read
+    masked = (masks.untied.get(name, name) for name in masks.weights)
+    for name in sorted({*checkpoint.names, *model.tensors, *masked}):
+        checkpoint.tensor(name)  # checked as it is read
     return checkpoint
 
 

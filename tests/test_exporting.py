@@ -1,0 +1,97 @@
+"""What an exported model passes on: the model that was fetched, and nothing else that lies in its directory."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from neuronrank.checkpoint import open_model
+from neuronrank.cli import main
+from neuronrank.errors import MismatchError
+from neuronrank.oneshot.execution import _measured
+from neuronrank.verifying import verify
+from tests.pruned import Pruner, header_of, make_model
+from tests.test_pruning import NEURONS, with_neurons
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory) -> Path:
+    """A base model, and a mask that leaves embeddings, norms and attention as they are."""
+    directory = tmp_path_factory.mktemp("made")
+    model = make_model(directory / "base", tiny_model)
+    with_neurons(Pruner(model, {}, header_of(model))).file(directory / "mask.safetensors", **NEURONS, attention=False)
+    return directory
+
+
+@pytest.fixture
+def place(made, tmp_path) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(made, tmp_path / "made"))
+
+
+def export(place: Path, *options: str):
+    command = ["export", "--model", str(place / "base"), "--mask", str(place / "mask.safetensors")]
+    return CliRunner().invoke(main, [*command, "--out", str(place / "out"), *options])
+
+
+def faults(path: Path) -> list[str]:
+    return [finding.line() for finding in verify([path]) if finding.is_fault]
+
+
+def shard_of(base: Path, name: str) -> tuple[Path, dict]:
+    """Return the shard that holds a tensor, and all tensors in it."""
+    ((path, tensors),) = (
+        (path, tensors) for path in base.glob("*.safetensors") if name in (tensors := load_file(path))
+    )
+    return path, tensors
+
+
+@pytest.mark.parametrize("options", [(), ("--compact",)])
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight"])
+def test_a_weight_that_changed_is_not_passed_on_though_no_mask_is_for_it(place, name, options):
+    path, tensors = shard_of(place / "base", name)
+    tensors[name].view(-1)[3] += 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+    done = export(place, *options)
+    assert done.exit_code == 1
+    assert f"{name}: sha256 is" in done.output
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("options", [(), ("--compact",)])
+def test_a_tensor_that_is_gone_or_new_is_not_passed_on(place, options):
+    path, tensors = shard_of(place / "base", "model.norm.weight")
+    save_file({**tensors, "more": tensors["model.norm.weight"].clone()}, path, metadata={"format": "pt"})
+    done = export(place, *options)
+    assert (done.exit_code, "more: sha256 is" in done.output) == (1, True)
+    save_file({name: t for name, t in tensors.items() if name != "model.norm.weight"}, path, metadata={"format": "pt"})
+    done = export(place, *options)
+    assert (done.exit_code, "has no tensor 'model.norm.weight'" in done.output) == (1, True)
+
+
+@pytest.mark.parametrize("options", [(), ("--compact",)])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_changed_is_not_passed_on(place, name, options):
+    path = place / "base" / name
+    path.write_text(path.read_text() + "\n")
+    done = export(place, *options)
+    assert done.exit_code == 1
+    assert "base: tokenizer is" in done.output
+    assert not (place / "out").exists()
+
+
+def test_a_tokenizer_that_changed_answers_no_tasks(project, tiny_model, tmp_path, monkeypatch):
+    from neuronrank.files import read_json, write_sealed_json
+
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    description = read_json(project.artifacts / "model/model.json", "x")
+    write_sealed_json(project.artifacts / "model/model.json", {**description, "weights": {"path": str(copy)}})
+    (copy / "added_tokens.json").write_text('{"cat": 3}')
+    monkeypatch.setattr("stages.eval.load_tasks", lambda _params: {"tasks": {"any": None}})
+    done = project.eval()
+    assert done.exit_code == 1
+    assert f"{copy}: tokenizer is" in done.output
+    with pytest.raises(MismatchError, match="tokenizer is"):
+        _measured(open_model(project.artifacts / "model"), None, None, False, ({"tasks": {"any": None}}, None))
