@@ -1,5 +1,6 @@
 """What an exported model passes on: the model that was fetched, and nothing else that lies in its directory."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -95,3 +96,23 @@ def test_a_tokenizer_that_changed_answers_no_tasks(project, tiny_model, tmp_path
     assert f"{copy}: tokenizer is" in done.output
     with pytest.raises(MismatchError, match="tokenizer is"):
         _measured(open_model(project.artifacts / "model"), None, None, False, ({"tasks": {"any": None}}, None))
+
+
+def test_every_file_or_link_that_the_export_did_not_write_is_told(place, tmp_path):
+    """A library that loads the model may load any of them."""
+    assert export(place).exit_code == 0
+    out = place / "out"
+    assert not faults(out)
+    (out / "kept").mkdir()
+    for name in ("adapter_config.json", "added_tokens.json", "modeling_mine.py", "kept/model.bin", ".hidden"):
+        (out / name).write_text("{}")
+        assert [f"{name}: a file that the export did not write" in line for line in faults(out)] == [True]
+        (out / name).unlink()
+    for name, target in (("to-a-file", "/etc/hostname"), ("to-a-folder", tmp_path), ("to-nothing", tmp_path / "none")):
+        (out / name).symlink_to(target)
+        assert [f"{name}: a link that the export did not write" in line for line in faults(out)] == [True]
+        (out / name).unlink()
+    listed = out / "tokenizer.json"
+    listed.unlink()
+    os.mkfifo(listed)
+    assert [f"{listed}: is no file, although neuronrank.json lists it" in line for line in faults(out)] == [True]

@@ -395,7 +395,7 @@ def test_the_chain_from_model_to_losses_and_export(finished_project, tmp_path):
     broken = CliRunner().invoke(main, ["verify", str(out)])
     assert broken.exit_code == 1
     assert f"{shard}: has sha256" in broken.output
-    assert "more.bin: weights that the export did not write" in broken.output
+    assert "more.bin: a file that the export did not write" in broken.output
     assert "2 faults" in broken.output
 
 

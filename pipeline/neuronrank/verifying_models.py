@@ -4,7 +4,7 @@ from pathlib import Path
 
 from neuronrank.checkpoint import open_model
 from neuronrank.errors import ArtifactError, MismatchError, NeuronrankError
-from neuronrank.export import SCHEMA, WEIGHT_SUFFIXES
+from neuronrank.export import SCHEMA
 from neuronrank.files import canonical_json, read_sealed_json, sha256_file, sha256_text
 from neuronrank.findings import Checked
 from neuronrank.headers import Export, check_header
@@ -65,15 +65,18 @@ def check_export(directory: Path) -> Checked:
             checked.fault(str(err))
     for path in sorted(directory.rglob("*")):
         name = path.relative_to(directory).as_posix()
-        if path.suffix in WEIGHT_SUFFIXES and name not in described["files"]:
-            checked.fault(f"{name}: weights that the export did not write")
+        is_folder = path.is_dir() and not path.is_symlink()
+        if not is_folder and name not in {*described["files"], EXPORT_FILE}:  # whatever it is, a program may load it
+            checked.fault(f"{name}: {'a link' if path.is_symlink() else 'a file'} that the export did not write")
     if len(checked.findings) == before:
-        checked.ok(f"{len(described['files'])} files: sizes and checksums; no other weights")
+        checked.ok(f"{len(described['files'])} files: sizes and checksums; no others")
     return checked
 
 
 def _require(path: Path, n_bytes: int, sha256: str) -> None:
     try:
+        if not path.is_file():
+            raise ArtifactError(f"{path}: is no file, although {EXPORT_FILE} lists it. Run: {_RUN}")
         if path.stat().st_size != n_bytes:
             raise ArtifactError(f"{path}: has {path.stat().st_size} bytes, {EXPORT_FILE} lists {n_bytes}. Run: {_RUN}")
         found = sha256_file(path)
