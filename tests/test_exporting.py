@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from neuronrank.checkpoint import open_model
 from neuronrank.cli import main
 from neuronrank.errors import MismatchError
+from neuronrank.model_files import files_to_copy
 from neuronrank.oneshot.execution import _measured
 from neuronrank.verifying import verify
 from tests.pruned import Pruner, header_of, make_model
@@ -96,6 +97,52 @@ def test_a_tokenizer_that_changed_answers_no_tasks(project, tiny_model, tmp_path
     assert f"{copy}: tokenizer is" in done.output
     with pytest.raises(MismatchError, match="tokenizer is"):
         _measured(open_model(project.artifacts / "model"), None, None, False, ({"tasks": {"any": None}}, None))
+
+
+def test_only_files_that_belong_to_a_model_are_passed_on(place, tmp_path):
+    base = place / "base"
+    (tmp_path / "secret").write_text("nobody else's")
+    for name in ("notes.txt", "README.exe", "id_rsa"):
+        (base / name).symlink_to(tmp_path / "secret")
+    for name in ("modeling_mine.py", "adapter_config.json", "training_args.bin", "other.gguf", ".env"):
+        (base / name).write_text("{}")
+    for name in ("README.md", "LICENSE", "chat_template.jinja"):
+        (base / name).write_text(name)
+    os.mkfifo(base / "NOTICE")
+    assert export(place).exit_code == 0
+    written = {path.name for path in (place / "out").iterdir()}
+    index = "model.safetensors.index.json"
+    beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    about = {"README.md", "LICENSE", "chat_template.jinja"}
+    shards = {path.name for path in base.glob("*.safetensors")}
+    assert written == {index, *beside, *about, *shards, "neuronrank.json"}
+    for name in beside:
+        assert (place / "out" / name).read_bytes() == (base / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["README.md", "generation_config.json", "chat_template.jinja"])
+def test_no_file_from_elsewhere_is_passed_on_under_a_known_name(place, tmp_path, name):
+    (tmp_path / "secret").write_text("{}")
+    (place / "base" / name).unlink(missing_ok=True)
+    (place / "base" / name).symlink_to(tmp_path / "secret")
+    done = export(place)
+    assert done.exit_code == 1
+    assert f"{name}: is a link to {tmp_path / 'secret'}, which is no file of this model" in done.output
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("store", ["../../blobs/{number}", "../../cache/{number:02x}/{number}"])  # the hub's; DVC's
+def test_the_links_of_a_cache_are_followed(made, tmp_path, store):
+    snapshot = tmp_path / "model/snapshots/a"
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted((made / "base").iterdir())):
+        kept = snapshot / store.format(number=number)
+        kept.resolve().parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, kept.resolve())
+        (snapshot / path.name).symlink_to(store.format(number=number))
+    expected = {path.name for path in files_to_copy(made / "base")}
+    assert {"config.json", "generation_config.json", "tokenizer.json"} < expected
+    assert {path.name for path in files_to_copy(snapshot)} == expected
 
 
 def test_every_file_or_link_that_the_export_did_not_write_is_told(place, tmp_path):

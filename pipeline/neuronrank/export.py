@@ -16,13 +16,12 @@ from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
-from neuronrank.model_description import EXPORT_FILE, MODEL_FILE
+from neuronrank.model_description import EXPORT_FILE
+from neuronrank.model_files import files_to_copy
 from neuronrank.outputs import output_directory, require_absent
 from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
 
-WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-"""Only the shards that belong to the model are taken along; other copies of the weights would stay unpruned."""
 SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
@@ -91,10 +90,13 @@ def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpo
 
 
 def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
-    """Copy configuration, tokenizer, index and whatever else lies beside the weights."""
-    for source in sorted(model.weights_directory.iterdir()):
-        if source.is_file() and source.suffix not in WEIGHT_SUFFIXES and source.name not in (MODEL_FILE, EXPORT_FILE):
-            shutil.copyfile(source, target / source.name)
+    """Copy configuration, tokenizer, index, and texts about the model; nothing else that lies beside the weights.
+
+    Raises:
+        SourceError: one of them is a link to a file that is not the model's.
+    """
+    for source in files_to_copy(model.weights_directory):
+        shutil.copyfile(source, target / source.name)
 
 
 def change_config(directory: Path, **values: object) -> None:

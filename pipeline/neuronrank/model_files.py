@@ -1,6 +1,7 @@
-"""What lies beside a model's weights: its configuration and its tokenizer. Read without torch."""
+"""What lies beside a model's weights: its configuration, its tokenizer, and texts about it. Read without torch."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_versio
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_SETTINGS = ("merges.txt", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
+_CHECKED = {_CONFIG, *_VOCABULARIES, *_TOKENIZER_SETTINGS}
+"""`model.json` holds their content or its checksum."""
+_UNCHECKED = {"model.safetensors.index.json", "generation_config.json", "chat_template.jinja", "chat_template.json"}
+_ABOUT = {"README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY"}
+"""Texts about a model, with the ending .md, .txt or none."""
 
 
 def json_object(path: Path) -> dict[str, Any]:
@@ -48,3 +54,34 @@ def tokenizer_sha256(directory: Path) -> str:
     if not present.keys() & set(_VOCABULARIES):
         raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
     return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
+
+
+def files_to_copy(directory: Path) -> Iterator[Path]:
+    """Yield what a copy of a model needs beside its weights, and texts about it, by known names only.
+
+    Links are followed: the hub's own cache consists of them. A file that is in no checksum may not link to elsewhere
+    on the machine, or somebody's private file would be passed on under a harmless name.
+
+    Raises:
+        SourceError: a file that nothing is known of links out of the directory.
+    """
+    for path in sorted(directory.iterdir()):
+        about = path.stem in _ABOUT and path.suffix in ("", ".md", ".txt")
+        if path.is_file() and (path.name in _CHECKED | _UNCHECKED or about):
+            if path.name not in _CHECKED:
+                _require_stored_together(path)
+            yield path
+
+
+def _require_stored_together(path: Path) -> None:
+    """Refuse a link to a file that lies neither in the directory nor where its configuration is stored.
+
+    Caches that link keep the files of one model in one folder, or in folders beside each other.
+    """
+    config = path.with_name(_CONFIG)
+    stores = [path.parent.resolve(), *([config.resolve().parent.parent] if config.is_symlink() else [])]
+    target = path.resolve()
+    if not any(target.is_relative_to(store) for store in stores):
+        raise SourceError(
+            f"{path}: is a link to {target}, which is no file of this model. Put a copy there, or delete it"
+        )
