@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronrank.errors import SourceError
-from neuronrank.files import read_json, sha256_file, sha256_text
+from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
 
 _CONFIG = "config.json"
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
@@ -38,21 +38,41 @@ def read_configuration(directory: Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: missing, or not JSON.
-        SourceError: not an object.
+        SourceError: not an object, it holds what JSON in UTF-8 cannot, or it lets other files be read in its place.
     """
-    content = json_object(directory / _CONFIG)
-    return {key: value for key, value in content.items() if key not in _VOLATILE_CONFIG}
+    path = directory / _CONFIG
+    content = json_object(path)
+    _require_no_others(path, content, "configuration_files", _CONFIG)
+    config = {key: value for key, value in content.items() if key not in _VOLATILE_CONFIG}
+    try:
+        canonical_json(config).encode("utf-8")
+    except ValueError as err:
+        raise SourceError(f"{path}: holds a number or a text that JSON cannot ({err}). Fetch another copy") from err
+    return config
+
+
+def _require_no_others(path: Path, content: dict[str, Any], key: str, own: str) -> None:
+    """Refuse settings by which transformers reads a file that no checksum covers instead of the one of that name."""
+    if content.get(key, [own]) != [own]:
+        raise SourceError(
+            f"{path}: its {key} let transformers read other files instead of {own}, which are in no fingerprint. "
+            f"Keep the content that is meant in {own}, and delete that entry"
+        )
 
 
 def tokenizer_sha256(directory: Path) -> str:
     """Return one SHA-256 over all files that say how text becomes token ids: vocabulary, merges and settings.
 
     Raises:
-        SourceError: the directory has no vocabulary.
+        ArtifactError: its settings are not JSON.
+        SourceError: the directory has no vocabulary, or settings that let other files be read in its place.
     """
     present = {name: directory / name for name in (*_VOCABULARIES, *_TOKENIZER_SETTINGS) if (directory / name).exists()}
     if not present.keys() & set(_VOCABULARIES):
         raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
+    if _TOKENIZER_CONFIG in present:
+        settings = present[_TOKENIZER_CONFIG]
+        _require_no_others(settings, json_object(settings), "fast_tokenizer_files", "tokenizer.json")
     return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
 
 
