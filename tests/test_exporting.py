@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
@@ -60,6 +61,17 @@ def test_a_weight_that_changed_is_not_passed_on_though_no_mask_is_for_it(place, 
     assert done.exit_code == 1
     assert f"{name}: sha256 is" in done.output
     assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("changed", [lambda w: w.reshape(24, 64), lambda w: w.view(torch.int32).view(torch.int64)])
+def test_a_weight_of_the_same_bytes_but_another_shape_or_type_is_not_passed_on(place, changed):
+    path, tensors = shard_of(place / "base", "model.embed_tokens.weight")
+    tensors["model.embed_tokens.weight"] = changed(tensors["model.embed_tokens.weight"])
+    save_file(tensors, path, metadata={"format": "pt"})
+    done = export(place)
+    assert done.exit_code == 1
+    assert "model.json says float32 of [64, 24]" in done.output
+    assert len(faults(place / "base")) == 1
 
 
 @pytest.mark.parametrize("options", [(), ("--compact",)])

@@ -6,6 +6,7 @@ themselves lie in the same directory, or, for a model that is already on this ma
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,8 +92,15 @@ class Checkpoint:
             raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
-        expected = (self._expected or {}).get(name, {}).get("sha256", "nothing")
+        entry = (self._expected or {}).get(name, {})
+        expected = entry.get("sha256", "nothing")
         found = tensor_sha256(tensor)
+        stored = [_type_name(tensor), list(tensor.shape)]  # the same bytes may be read in several ways
+        if found == expected and stored != [entry["dtype"], entry["shape"]]:
+            raise MismatchError(
+                f"{name}: is {stored[0]} of {stored[1]}, {MODEL_FILE} says {entry['dtype']} of {entry['shape']}. "
+                f"The weights in {self.directory} changed after they were fetched. Run: dvc repro --force fetch@model"
+            )
         if found != expected:
             require_finite(name, tensor)
             raise MismatchError(
@@ -130,6 +138,10 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes, row-major."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _type_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
@@ -200,7 +212,7 @@ class ModelArtifact:
 
 
 def _numel(shape: list[int]) -> int:
-    return int(torch.Size(shape).numel())
+    return math.prod(shape)
 
 
 def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, str]) -> dict[str, Any]:
@@ -223,7 +235,7 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
         if not _is_buffer(tensor):
             require_finite(name, tensor)
         tensors[name] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "dtype": _type_name(tensor),
             "shape": list(tensor.shape),
             "sha256": tensor_sha256(tensor),
         }
@@ -269,11 +281,11 @@ def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:
         return target
     if "hub" in weights:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import LocalEntryNotFoundError
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
         try:
             return Path(snapshot_download(weights["hub"], revision=weights["revision"], local_files_only=True))
-        except LocalEntryNotFoundError as err:
+        except (LocalEntryNotFoundError, HFValidationError) as err:
             where = f"{weights['hub']} at {weights['revision']}"
             raise SourceError(f"{where}: not in the local hub cache. Run: dvc repro --force fetch@model") from err
     return directory
