@@ -263,6 +263,20 @@ def test_files_named_after_fetching_are_not_read_either(copy):
         opened.require_its_tokenizer()
 
 
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
+@pytest.mark.parametrize("value", [10**6, 10**18, 1e6, -1, "many", True])
+def test_more_layers_than_tensors_are_refused_before_a_model_is_built(copy, key, value):
+    described = describe(copy)
+    config = {**json.loads((copy / "config.json").read_text()), key: value}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=rf"config\.json: {key} is .*, but the checkpoint holds 20 tensors"):
+        describe(copy)
+    kept = {name: config[name] for name in (*described["config"], key)}
+    write_sealed_json(copy / "model.json", {**described, "config": kept})
+    with pytest.raises(SourceError, match=rf"config\.json: {key} is "):
+        open_model(copy)
+
+
 @pytest.mark.parametrize("value", ["NaN", "-Infinity", '"\\ud800"'])
 def test_a_configuration_that_no_json_file_of_ours_can_hold_is_refused(copy, value):
     text = (copy / "config.json").read_text()

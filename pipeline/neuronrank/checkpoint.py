@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from neuronrank.errors import MismatchError, NotFiniteError, SourceError
 from neuronrank.files import canonical_json, sha256_text
 from neuronrank.model_description import MODEL_FILE, RUN, SCHEMA, read_description
-from neuronrank.model_files import json_object, read_configuration, tokenizer_sha256
+from neuronrank.model_files import json_object, read_configuration, require_possible, tokenizer_sha256
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
 
 
@@ -224,11 +224,12 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
         weights: `{}` when they lie beside `model.json`; `{"path": …}` or `{"hub": id, "revision": sha}` otherwise.
 
     Raises:
-        SourceError: the weights, configuration or tokenizer are missing or unreadable.
+        SourceError: the weights, configuration or tokenizer are missing, unreadable, or cannot be of one model.
         NotFiniteError: a weight is NaN or infinite.
     """
     config = read_configuration(directory)
     checkpoint = Checkpoint(directory)
+    require_possible(directory, config, len(checkpoint.names))
     tensors = {}
     for name in checkpoint.names:
         tensor = checkpoint.tensor(name)
@@ -260,7 +261,7 @@ def open_model(directory: Path) -> ModelArtifact:
 
     Raises:
         ArtifactError: missing, changed after it was written, or of another schema.
-        SourceError: the weights that it points to are not on this machine.
+        SourceError: the weights that it points to are not on this machine, or cannot be of their configuration.
         MismatchError: their configuration is not the one that was fetched.
     """
     description = read_description(directory)
@@ -270,6 +271,7 @@ def open_model(directory: Path) -> ModelArtifact:
             f"{weights / 'config.json'}: is not what {directory / MODEL_FILE} holds; it changed after it was fetched. "
             f"Run: dvc repro --force fetch@model"
         )
+    require_possible(weights, description["config"], len(description["tensors"]))
     return ModelArtifact(directory, weights, description)
 
 

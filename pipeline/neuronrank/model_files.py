@@ -10,6 +10,8 @@ from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
 
 _CONFIG = "config.json"
 _VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
+_NUMBERS_OF_LAYERS = {"num_hidden_layers", "n_layer"}
+"""What architectures call it."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TOKENIZER_SETTINGS = ("merges.txt", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json")
@@ -58,6 +60,21 @@ def _require_no_others(path: Path, content: dict[str, Any], key: str, own: str) 
             f"{path}: its {key} let transformers read other files instead of {own}, which are in no fingerprint. "
             f"Keep the content that is meant in {own}, and delete that entry"
         )
+
+
+def require_possible(directory: Path, config: dict[str, Any], n_tensors: int) -> None:
+    """Refuse a configuration of more layers than there are tensors, before a model of so many is built.
+
+    Raises:
+        SourceError: names both numbers.
+    """
+    for key in _NUMBERS_OF_LAYERS & config.keys():
+        stated = config[key]
+        if stated is not None and not (type(stated) is int and 0 <= stated <= n_tensors):
+            raise SourceError(
+                f"{directory / _CONFIG}: {key} is {stated!r}, but the checkpoint holds {n_tensors} tensors, and every "
+                f"layer has some. Fetch another copy"
+            )
 
 
 def tokenizer_sha256(directory: Path) -> str:
