@@ -29,7 +29,9 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
     folder, name = str(path.parent), path.name
     try:
         # `local_files_only` is written into the saved configuration; fixed, so that its bytes are the same offline.
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, gguf_file=name, local_files_only=True, trust_remote_code=False
+        )
         # Without `dequantize` the weights stay packed and cannot be saved.
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -37,6 +39,7 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
             dtype=getattr(torch, dtype),
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (ValueError, LookupError, OSError, RuntimeError, struct.error) as err:
         raise SourceError(f"{path}: transformers cannot convert it: {' '.join(str(err).split())}") from err
