@@ -51,6 +51,9 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         masks.require_model(opened.fingerprint, model)
     texts = read_evaluation_windows(tokens, opened.tokenizer_sha256)
     tasks = load_tasks(options.zero_shot)
+    if tasks:
+        opened.require_its_tokenizer()
+        tokenizer = AutoTokenizer.from_pretrained(opened.weights_directory, trust_remote_code=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with joined() as ranks:
         network = load_model(opened, getattr(torch, options.dtype), device, masks)
@@ -74,8 +77,6 @@ def main(model: Path, tokens: Path, mask: Path | None, dense: Path | None, losse
         }
         metrics["sparsity"] = {name: round(share, 6) for name, share in masks.header["sparsity"].items()}
     if tasks:
-        opened.require_its_tokenizer()
-        tokenizer = AutoTokenizer.from_pretrained(opened.weights_directory, trust_remote_code=False)
         metrics["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options.zero_shot)
     seal = write_losses(losses, measured, header)
     metrics["made_from"] = {**header["made_from"], **compared, "losses": seal}

@@ -308,3 +308,16 @@ def test_compiled_loops_take_nothing_compiled_from_another_file():
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.rpartition(".")[2] in compiled:
                 assert all(alias.name[0].isupper() for alias in node.names), f"{name} imports from {node.module}"
+
+
+def test_no_code_that_comes_with_a_model_is_ever_run():
+    """Every call that could run it says so itself, whatever the library's default becomes."""
+    calls = []
+    for path in [*LIBRARY.rglob("*.py"), *(ROOT / "stages").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name.startswith("Auto") and name.endswith((".from_pretrained", ".from_config")):
+                said = [ast.unparse(word.value) for word in node.keywords if word.arg == "trust_remote_code"]
+                assert said == ["False"], f"{path.name}: {name}"
+                calls.append(name)
+    assert len(calls) == 7

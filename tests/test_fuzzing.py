@@ -8,7 +8,6 @@ import copy
 import json
 import os
 import shutil
-import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,9 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuronrank import open_statistics
-from neuronrank.checkpoint import Checkpoint, open_model
+from neuronrank.checkpoint import Checkpoint
 from neuronrank.errors import NeuronrankError
-from neuronrank.export import export_model
 from neuronrank.files import HEADER_KEY, canonical_json, sha256_file
 from neuronrank.inspecting import describe
 from neuronrank.losses import read_losses
@@ -37,7 +35,6 @@ from neuronrank.seals import BLANK, FIELD, seal_tensor_file, sealed_text
 from neuronrank.statistics_store import Statistics
 from neuronrank.verifying import verify
 from neuronrank.windows import read_windows
-from tests.imports import ROOT
 from tests.project import TFIDF, WANDA, Project
 
 EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "30"))
@@ -83,7 +80,6 @@ READERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "tokens": lambda path: {"token_ids": read_windows(path).token_ids},
     "weights": lambda path: tensors_of(Checkpoint(path.parent)),
     "statistics": statistics_of,
-    "model": lambda path: tensors_of(open_model(path).checkpoint()),
 }
 
 
@@ -113,13 +109,6 @@ def whole(finished_project, tmp_path_factory) -> dict[str, tuple[Path, dict[str,
     return found
 
 
-@pytest.fixture(scope="module")
-def frozen_model(tmp_path_factory) -> Path:
-    """A model of one layer, a mask for it, and an export."""
-    source, target = ROOT / "tests/frozen/model-2", tmp_path_factory.mktemp("fuzzed") / "base"
-    return shutil.copytree(source, target)
-
-
 def _made(path: Path) -> Path:
     path.parent.mkdir(parents=True)
     return path
@@ -147,16 +136,9 @@ def listed(path: Path) -> None:
         compute_factors(Statistics(path), recipe)
 
 
-def exported(path: Path) -> None:
-    """Open the mask's neighbours and export."""
-    with tempfile.TemporaryDirectory() as scratch:
-        export_model(open_model(path), MaskFile(path.parent / "mask.safetensors"), Path(scratch) / "out")
-
-
 USES: dict[str, Callable[[Path], object]] = {
     **dict.fromkeys(("scores", "losses", "tokens", "masks"), describe),
     "statistics": listed,
-    "model": exported,
 }
 
 
@@ -327,20 +309,6 @@ def test_a_manifest_is_forged_and_sealed(whole, data):
         value = data.draw(forged(json.loads(before[path])))
         path.write_text(sealed_text(canonical_json({**value, FIELD: BLANK})))
         read_or_refuse("statistics", root, None)
-
-
-@pytest.mark.parametrize("name", ["model/model.json", "export/neuronrank.json"])
-@given(data=st.data())
-@_FUZZ
-def test_what_a_model_says_of_itself_is_forged_and_sealed(frozen_model, name, data):
-    path = frozen_model / name
-    with put_back(path) as before:
-        value = data.draw(forged(json.loads(before[path])))
-        path.write_text(sealed_text(canonical_json({**value, FIELD: BLANK})))
-        if name.startswith("model"):
-            read_or_refuse("model", path.parent, None)
-        else:
-            verify([path.parent])
 
 
 @given(data=st.data())

@@ -232,6 +232,59 @@ def test_weights_that_changed_after_fetching_are_refused(copy, tmp_path):
         open_model(artifact).checkpoint().tensor(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "own", "other"),
+    [
+        ("config.json", "configuration_files", "config.json", "config.4.0.0.json"),
+        ("tokenizer_config.json", "fast_tokenizer_files", "tokenizer.json", "tokenizer.4.0.0.json"),
+    ],
+)
+def test_files_that_would_be_read_instead_of_the_fingerprinted_ones_are_refused(copy, name, key, own, other):
+    before, path = describe(copy), copy / name
+    settings = json.loads(path.read_text())
+    shutil.copyfile(path, copy / other)  # transformers reads it, as its own version is later
+    for files in ([other], [own, other], other, None):
+        path.write_text(json.dumps({**settings, key: files}))
+        with pytest.raises(SourceError, match=rf"{name}: its {key} let transformers read other files instead of {own}"):
+            describe(copy)
+    path.write_text(json.dumps({**settings, key: [own]}))
+    assert describe(copy)["tensors"] == before["tensors"]
+
+
+def test_files_named_after_fetching_are_not_read_either(copy):
+    write_sealed_json(copy / "model.json", describe(copy))
+    opened, whole = open_model(copy), (copy / "config.json").read_text()
+    (copy / "config.json").write_text(json.dumps({**json.loads(whole), "configuration_files": ["config.4.0.0.json"]}))
+    with pytest.raises(SourceError, match="configuration_files let transformers read other files"):
+        open_model(copy)
+    (copy / "config.json").write_text(whole)
+    (copy / "tokenizer_config.json").write_text('{"fast_tokenizer_files": ["tokenizer.4.0.0.json"]}')
+    with pytest.raises(SourceError, match="fast_tokenizer_files let transformers read other files"):
+        opened.require_its_tokenizer()
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer"])
+@pytest.mark.parametrize("value", [10**6, 10**18, 1e6, -1, "many", True])
+def test_more_layers_than_tensors_are_refused_before_a_model_is_built(copy, key, value):
+    described = describe(copy)
+    config = {**json.loads((copy / "config.json").read_text()), key: value}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match=rf"config\.json: {key} is .*, but the checkpoint holds 20 tensors"):
+        describe(copy)
+    kept = {name: config[name] for name in (*described["config"], key)}
+    write_sealed_json(copy / "model.json", {**described, "config": kept})
+    with pytest.raises(SourceError, match=rf"config\.json: {key} is "):
+        open_model(copy)
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", '"\\ud800"'])
+def test_a_configuration_that_no_json_file_of_ours_can_hold_is_refused(copy, value):
+    text = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(text.replace("{", f'{{"more": {value},', 1))
+    with pytest.raises(SourceError, match=r"config\.json: holds a number or a text that JSON cannot"):
+        describe(copy)
+
+
 def test_a_pointer_to_nowhere_is_refused(copy, tmp_path):
     artifact = tmp_path / "artifact"
     artifact.mkdir()

@@ -49,7 +49,7 @@ def kills(trials: int, seed: int, only: tuple[str, ...], results: Path | None) -
 @click.option("--seed", type=int, default=0, show_default=True, help="Of files, places and values.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file to write.")
 def flips(trials: int, seed: int, results: Path | None) -> None:
-    """Change single bytes of statistics, scores and masks; hold that verify tells and no stage goes on with them."""
+    """Change single bytes of a model, statistics, scores and masks; hold that each is noticed."""
     logging.basicConfig(level=logging.WARNING)
     with tempfile.TemporaryDirectory() as folder, built(Path(folder)):
         found = flip_trials(trials, seed)

@@ -1,7 +1,8 @@
-"""Single bytes changed in statistics, scores and masks: `verify` must tell, and no stage may go on with other numbers.
+"""Single bytes changed in a model, statistics, scores and masks: `verify` must tell, no command go on with other ones.
 
 The byte is drawn from a file drawn uniformly, by turns, or from all bytes of the artifact: most bytes lie in a few
-large chunks, most kinds of bytes in small files.
+large chunks, most kinds of bytes in small files. Of a model, which is not in a format of ours, those bytes are drawn
+that its description is of: the description itself, the tokenizer, and the data of the weights.
 """
 
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import click
 from click.testing import CliRunner, Result
 
+from neuronrank.safetensors_header import read_safetensors_header
 from trials.building import command_of
 from trials.steps import STEPS, digest
 
@@ -27,9 +29,12 @@ class Kind:
     path: str
     reader: str
     out: str
+    weights: str = ""
+    """Where the weights lie that it describes."""
 
 
 KINDS = (
+    Kind("model", "artifacts/model", "export", "out/pruned", "source/model"),
     Kind("statistics", "artifacts/statistics", "score", "out/scores.safetensors"),
     Kind("scores", "artifacts/scores.safetensors", "prune", "out/mask.safetensors"),
     Kind("mask", "artifacts/mask.safetensors", "export", "out/pruned"),
@@ -86,7 +91,7 @@ def _wanted(kind: Kind) -> str:
 
 
 def _trial(kind: Kind, wanted: str, place: Callable[..., tuple[Path, int]], drawn: random.Random, found: Found) -> None:
-    path, at = place(sorted(p for p in (Path(kind.path), *Path(kind.path).rglob("*")) if p.is_file()), drawn)
+    path, at = place(_guarded(kind), drawn)
     whole = path.read_bytes()
     value = whole[at] ^ drawn.randrange(1, 256)
     where = f"{path} byte {at} of {len(whole)}: {whole[at]:#04x} -> {value:#04x}"
@@ -107,15 +112,26 @@ def _trial(kind: Kind, wanted: str, place: Callable[..., tuple[Path, int]], draw
         path.write_bytes(whole)
 
 
-def _of_any_file(files: list[Path], drawn: random.Random) -> tuple[Path, int]:
-    path = drawn.choice([path for path in files if path.stat().st_size])
-    return path, drawn.randrange(path.stat().st_size)
+def _guarded(kind: Kind) -> dict[Path, range]:
+    """Return file -> the places of the bytes whose change must be noticed."""
+    found = sorted(path for path in (Path(kind.path), *Path(kind.path).rglob("*")) if path.is_file())
+    places = {path: range(path.stat().st_size) for path in found}
+    if kind.weights:
+        for path in sorted(Path(kind.weights).glob("*.safetensors")):
+            places[path] = range(read_safetensors_header(path)[1], path.stat().st_size)
+        for path in sorted(Path(kind.weights).glob("tokenizer*")):
+            places[path] = range(path.stat().st_size)
+    return places
 
 
-def _of_all_bytes(files: list[Path], drawn: random.Random) -> tuple[Path, int]:
-    sizes = [path.stat().st_size for path in files]
-    (path,) = drawn.choices(files, sizes)
-    return path, drawn.randrange(path.stat().st_size)
+def _of_any_file(files: dict[Path, range], drawn: random.Random) -> tuple[Path, int]:
+    path = drawn.choice([path for path, places in files.items() if places])
+    return path, drawn.choice(files[path])
+
+
+def _of_all_bytes(files: dict[Path, range], drawn: random.Random) -> tuple[Path, int]:
+    (path,) = drawn.choices(list(files), [len(places) for places in files.values()])
+    return path, drawn.choice(files[path])
 
 
 def _read(kind: Kind) -> tuple[Result, str]:

@@ -6,7 +6,7 @@ themselves lie in the same directory, or, for a model that is already on this ma
 """
 
 import hashlib
-import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +16,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from neuronrank.errors import ArtifactError, MismatchError, NotFiniteError, SourceError
-from neuronrank.files import canonical_json, read_json, sha256_file, sha256_text
+from neuronrank.errors import MismatchError, NotFiniteError, SourceError
+from neuronrank.files import canonical_json, sha256_text
 from neuronrank.model_description import MODEL_FILE, RUN, SCHEMA, read_description
+from neuronrank.model_files import json_object, read_configuration, require_possible, tokenizer_sha256
 from neuronrank.shards import FLOATS, TYPES, mapped_tensor, shard_header, tensor_entries
-
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-_TOKENIZER_SETTINGS = ("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-TOKENIZER_FILES = (*_VOCABULARIES, *_TOKENIZER_SETTINGS)
-"""What says how text becomes token ids."""
-_VOLATILE_CONFIG = {"_name_or_path", "_model_name_or_path", "transformers_version"}
 
 
 class Checkpoint:
@@ -97,8 +92,15 @@ class Checkpoint:
             raise MismatchError(f"{self.directory}: has no tensor {name!r}. Is it the model that was fetched?")
 
     def _check(self, name: str, tensor: torch.Tensor) -> None:
-        expected = (self._expected or {}).get(name, {}).get("sha256", "nothing")
+        entry = (self._expected or {}).get(name, {})
+        expected = entry.get("sha256", "nothing")
         found = tensor_sha256(tensor)
+        stored = [_type_name(tensor), list(tensor.shape)]  # the same bytes may be read in several ways
+        if found == expected and stored != [entry["dtype"], entry["shape"]]:
+            raise MismatchError(
+                f"{name}: is {stored[0]} of {stored[1]}, {MODEL_FILE} says {entry['dtype']} of {entry['shape']}. "
+                f"The weights in {self.directory} changed after they were fetched. Run: dvc repro --force fetch@model"
+            )
         if found != expected:
             require_finite(name, tensor)
             raise MismatchError(
@@ -122,7 +124,7 @@ def _shards(directory: Path) -> list[Path]:
     if index.exists() and single.exists():
         raise SourceError(f"{directory}: has both {single.name} and {index.name}; keep the one that is meant")
     if index.exists():
-        weight_map = _json_object(index).get("weight_map")
+        weight_map = json_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not all(Path(str(name)).name == name for name in weight_map.values()):
             raise SourceError(f"{index}: has no weight_map of file names. Fetch the model again")
         return [directory / name for name in sorted(set(weight_map.values()))]
@@ -136,6 +138,10 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     """Return the SHA-256 of a tensor's bytes, row-major."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
+
+
+def _type_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def require_finite(name: str, tensor: torch.Tensor) -> None:
@@ -187,19 +193,6 @@ class ModelArtifact:
         """Name of every stored tensor -> its type, shape and SHA-256."""
         return dict(self.description["tensors"])
 
-    def require_its_tensors(self, checkpoint: Checkpoint) -> None:
-        """Read every stored tensor, and refuse weights that are not those that were fetched.
-
-        Raises:
-            MismatchError: names the first tensor that is missing, not listed, or changed.
-        """
-        for name in sorted(self.tensors.keys() | set(checkpoint.names)):
-            if name not in self.tensors:
-                raise MismatchError(
-                    f"{self.weights_directory}: {MODEL_FILE} does not list {name}. Run: dvc repro --force fetch@model"
-                )
-            checkpoint.tensor(name)  # checked as it is read
-
     def require_its_tokenizer(self) -> None:
         """Refuse a tokenizer that changed after the model was fetched.
 
@@ -219,7 +212,7 @@ class ModelArtifact:
 
 
 def _numel(shape: list[int]) -> int:
-    return int(torch.Size(shape).numel())
+    return math.prod(shape)
 
 
 def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, str]) -> dict[str, Any]:
@@ -231,18 +224,19 @@ def describe_model(directory: Path, source: dict[str, Any], weights: dict[str, s
         weights: `{}` when they lie beside `model.json`; `{"path": …}` or `{"hub": id, "revision": sha}` otherwise.
 
     Raises:
-        SourceError: the weights, configuration or tokenizer are missing or unreadable.
+        SourceError: the weights, configuration or tokenizer are missing, unreadable, or cannot be of one model.
         NotFiniteError: a weight is NaN or infinite.
     """
-    config = _config(directory)
+    config = read_configuration(directory)
     checkpoint = Checkpoint(directory)
+    require_possible(directory, config, len(checkpoint.names))
     tensors = {}
     for name in checkpoint.names:
         tensor = checkpoint.tensor(name)
         if not _is_buffer(tensor):
             require_finite(name, tensor)
         tensors[name] = {
-            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "dtype": _type_name(tensor),
             "shape": list(tensor.shape),
             "sha256": tensor_sha256(tensor),
         }
@@ -262,55 +256,22 @@ def _is_buffer(tensor: torch.Tensor) -> bool:
     return tensor.ndim == 0 or not tensor.is_floating_point()
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    config = _json_object(directory / "config.json")
-    _refuse_other_files(directory / "config.json", config, "configuration_files")
-    return {key: value for key, value in config.items() if key not in _VOLATILE_CONFIG}
-
-
-def _refuse_other_files(path: Path, content: Mapping[str, Any], key: str) -> None:
-    """Refuse a list by which transformers would read another file in place of this one, which nobody checked."""
-    if key in content:
-        raise SourceError(f"{path}: has {key!r}, which names other files to be read in its place. Remove that entry")
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    content = read_json(path, run="fetch the model again")
-    if not isinstance(content, dict):
-        raise SourceError(f"{path}: holds a {type(content).__name__}, expected an object. Fetch the model again")
-    return content
-
-
-def tokenizer_sha256(directory: Path) -> str:
-    """Return one SHA-256 over all files that say how text becomes token ids: vocabulary, merges and settings.
-
-    Raises:
-        SourceError: the directory has no vocabulary, or names others elsewhere.
-    """
-    settings = directory / "tokenizer_config.json"
-    if settings.exists():
-        _refuse_other_files(settings, _json_object(settings), "fast_tokenizer_files")
-    present = {name: directory / name for name in TOKENIZER_FILES if (directory / name).exists()}
-    if not present.keys() & set(_VOCABULARIES):
-        raise SourceError(f"{directory}: no tokenizer; expected one of {', '.join(_VOCABULARIES)}")
-    return sha256_text(json.dumps({name: sha256_file(path) for name, path in present.items()}, sort_keys=True))
-
-
 def open_model(directory: Path) -> ModelArtifact:
     """Open what `fetch` left.
 
     Raises:
         ArtifactError: missing, changed after it was written, or of another schema.
-        SourceError: the weights that it points to are not on this machine.
+        SourceError: the weights that it points to are not on this machine, or cannot be of their configuration.
         MismatchError: their configuration is not the one that was fetched.
     """
     description = read_description(directory)
     weights = _locate_weights(directory, description["weights"])
-    if _config(weights) != description["config"]:
+    if read_configuration(weights) != description["config"]:
         raise MismatchError(
             f"{weights / 'config.json'}: is not what {directory / MODEL_FILE} holds; it changed after it was fetched. "
             f"Run: dvc repro --force fetch@model"
         )
+    require_possible(weights, description["config"], len(description["tensors"]))
     return ModelArtifact(directory, weights, description)
 
 
@@ -326,9 +287,7 @@ def _locate_weights(directory: Path, weights: dict[str, str]) -> Path:
 
         try:
             return Path(snapshot_download(weights["hub"], revision=weights["revision"], local_files_only=True))
-        except HFValidationError as err:
-            raise ArtifactError(f"{directory / MODEL_FILE}: names no model of the hub ({err}). Run: {RUN}") from err
-        except LocalEntryNotFoundError as err:
+        except (LocalEntryNotFoundError, HFValidationError) as err:
             where = f"{weights['hub']} at {weights['revision']}"
             raise SourceError(f"{where}: not in the local hub cache. Run: dvc repro --force fetch@model") from err
     return directory

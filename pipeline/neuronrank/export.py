@@ -7,23 +7,21 @@ more shard; the embeddings stay as they are.
 
 import json
 import shutil
-from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
-from neuronrank.checkpoint import TOKENIZER_FILES, Checkpoint, ModelArtifact
+from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.model_description import EXPORT_FILE
+from neuronrank.model_files import files_to_copy
 from neuronrank.outputs import output_directory, require_absent
 from neuronrank.provenance import file_entries, made_from
-from neuronrank.shards import INDEX, shard_header, write_index
+from neuronrank.shards import shard_header, write_index
 
-_COPIED = (*TOKENIZER_FILES, INDEX, "config.json", "generation_config.json", "chat_template.*", "LICENSE*", "README.md")
-"""Beside the model's own shards; other copies of the weights would stay unpruned, and code or links may be anything."""
 SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
@@ -74,28 +72,31 @@ def describe_export(directory: Path, masks: MaskFile, **more: object) -> None:
 
 
 def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpoint:
-    """Open the base model's weights, after checking all that an export reads.
+    """Open the base model's weights, after checking all of them and the tokenizer: what is not masked is passed on too.
 
     Raises:
-        MismatchError: the mask was made for another model, or names a weight that the model lacks or that changed.
+        MismatchError: the mask was made for another model or names a weight that the model lacks, or a tensor or the
+            tokenizer changed after it was fetched.
         SourceError: `out` already exists.
     """
     require_absent(out)
     masks.require_model(model.fingerprint, model.directory)
-    missing = {masks.untied.get(name, name) for name in masks.weights} - model.tensors.keys()
-    if missing:
-        raise MismatchError(f"{masks.path}: masks {min(missing)}, which {model.directory} does not have")
-    checkpoint = model.checkpoint()
-    model.require_its_tensors(checkpoint)  # all of them: what is copied is stated to be this model
     model.require_its_tokenizer()
+    checkpoint = model.checkpoint()
+    masked = (masks.untied.get(name, name) for name in masks.weights)
+    for name in sorted({*checkpoint.names, *model.tensors, *masked}):
+        checkpoint.tensor(name)  # checked as it is read
     return checkpoint
 
 
 def copy_all_but_weights(model: ModelArtifact, target: Path) -> None:
-    """Copy configuration, tokenizer, index, chat template, license and model card, and nothing else."""
-    for source in sorted(model.weights_directory.iterdir()):
-        if source.is_file() and any(fnmatch(source.name, pattern) for pattern in _COPIED):
-            shutil.copyfile(source, target / source.name)
+    """Copy configuration, tokenizer, index, and texts about the model; nothing else that lies beside the weights.
+
+    Raises:
+        SourceError: one of them is a link to a file that is not the model's.
+    """
+    for source in files_to_copy(model.weights_directory):
+        shutil.copyfile(source, target / source.name)
 
 
 def change_config(directory: Path, **values: object) -> None:

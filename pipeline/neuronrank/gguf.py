@@ -39,6 +39,7 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
             dtype=getattr(torch, dtype),
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (ValueError, LookupError, OSError, RuntimeError, struct.error) as err:
         raise SourceError(f"{path}: transformers cannot convert it: {' '.join(str(err).split())}") from err

@@ -3,6 +3,7 @@
 Keys that are not listed may be there as well. The schema itself is checked before (`files.check_schema`).
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
@@ -24,17 +25,22 @@ def _inside(path: str) -> str:
     return path
 
 
-def _pointing(weights: dict[str, str]) -> dict[str, str]:
-    if weights.keys() not in (set(), {"path"}, {"hub", "revision"}):
-        raise ValueError("is neither {} for weights beside it, nor a path, nor hub and revision")
-    return weights
-
-
 def _fitting_rows(rows: list[int]) -> list[int]:
     offset, block, period = rows
     if not (block and offset + block <= period):
         raise ValueError("is not offset, block and period of rows that repeat")
     return rows
+
+
+def _place_of_weights(weights: dict[str, str]) -> dict[str, str]:
+    if weights.keys() == {"hub", "revision"}:
+        is_named = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", weights["hub"]) is not None
+        sound = is_named and re.fullmatch(r"[0-9a-f]{40}", weights["revision"]) is not None
+    else:
+        sound = weights.keys() <= {"path"} and weights.get("path", ".") != ""
+    if not sound:
+        raise ValueError("is neither empty, nor a path, nor a hub's repository and the commit of it")
+    return weights
 
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -271,7 +277,7 @@ class ModelDescription(Header):
     tensors: dict[str, TensorEntry]
     fingerprint: Sha256
     tokenizer_sha256: Sha256
-    weights: Annotated[dict[str, str], AfterValidator(_pointing)]
+    weights: Annotated[dict[str, str], AfterValidator(_place_of_weights)]
     source: dict[str, Any]
 
 

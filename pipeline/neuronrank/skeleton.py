@@ -55,11 +55,6 @@ class Skeleton:
         if weights.untied:
             config.tie_word_embeddings = False
         self.layout = layout_of(config.model_type)
-        if config.num_hidden_layers > len(weights.names):
-            raise MismatchError(
-                f"{weights.directory}: config.json has {config.num_hidden_layers} layers, its weights are "
-                f"{len(weights.names)} tensors. Fetch the model again"
-            )
         with init_empty_weights(include_buffers=False), no_init_weights():  # what would be drawn is loaded instead
             self.model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
         self.layers: nn.ModuleList = self.model.get_submodule(self.layout.layers)

@@ -170,6 +170,10 @@ def _measured(
     from neuronrank.evaluation import load_model, window_losses
     from neuronrank.zero_shot import evaluate_tasks
 
+    tokenizer = None
+    if tasks:
+        model.require_its_tokenizer()
+        tokenizer = AutoTokenizer.from_pretrained(model.weights_directory, trust_remote_code=False)
     texts = evaluation_tokens(model, request.text["evaluation"], request.prepare) if wants_perplexity else {}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, request.collect["dtype"])
@@ -181,7 +185,5 @@ def _measured(
             found.setdefault("perplexity", {}).setdefault(name, {})[state] = round(value, 4)
             log.info("perplexity of the %s model on %s: %.4f", state, name, value)
     if tasks:
-        model.require_its_tokenizer()
-        tokenizer = AutoTokenizer.from_pretrained(model.weights_directory, trust_remote_code=False)
         found["zero_shot"] = evaluate_tasks(network, tokenizer, tasks, options)
     return found
