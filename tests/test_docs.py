@@ -106,11 +106,12 @@ def test_every_command_has_help_with_an_example(command):
 
 def test_the_example_of_reading_an_artifact_runs(finished_project, monkeypatch):
     example = README.split("```python\n")[1].split("```")[0]
-    example = example.replace("layer=3", "layer=1")  # the tiny model has two layers
+    example = example.replace("[3]", "[1]").replace("tap(3,", "tap(1,")  # the tiny model has two layers
     monkeypatch.chdir(finished_project.root)
     names: dict = {}
     exec(example, names)
     assert names["tap"].total("sum_abs").shape == (40,)
+    assert names["stats"]["neuron/sum_abs"][1].shape == (12, 40)
 
 
 TRAPS = (ROOT / "docs/TRAPS.md").read_text()
