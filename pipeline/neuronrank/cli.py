@@ -91,7 +91,7 @@ def merge(parts: tuple[Path, ...], out: Path) -> None:
 def import_imatrix(file: Path, model: Path, out: Path) -> None:
     """Make a statistics artifact of an importance matrix that llama.cpp measured on a model: Wanda can be scored.
 
-    Example: neuronrank import-imatrix imatrix.gguf --out artifacts/statistics
+    Example: neuronrank import-imatrix imatrix.gguf --out artifacts/imported
     """
     from neuronrank.checkpoint import open_model
     from neuronrank.importing_imatrix import import_imatrix as read_into

@@ -67,7 +67,7 @@ def in_words(header: Mapping[str, Any]) -> dict[str, str]:
         "tokenizer": header["model"].get("tokenizer_sha256"),
         "text": json.dumps(calibration["source"], sort_keys=True) if "source" in calibration else None,
         "windows": "{n_windows} of {window_tokens} tokens".format_map(calibration) if calibration else None,
-        "seed": str(calibration["seed"]) if "seed" in calibration else None,
+        "seed": None if calibration.get("seed") is None else str(calibration["seed"]),
         "dtype": collect.get("dtype"),
         "propagation": collect.get("propagation"),
         "libraries": libraries(header["versions"]) if header.get("versions") else None,
