@@ -1,5 +1,6 @@
 """Collect is killed, and run again: the same bytes, and at most one layer twice."""
 
+import errno
 import hashlib
 import os
 import random
@@ -248,6 +249,26 @@ def test_zarr_files_that_were_half_written_are_removed(tmp_path):
     with resumable_directory(tmp_path / "out", "key"):
         pass
     assert files_of(tmp_path / "out").keys() == {"c/1"}
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_hidden_states_take_their_space_where_the_disk_cannot_allocate(tmp_path, monkeypatch, offered):
+    """Network disks and FAT: glibc then reads and writes a byte of every block; others say that they cannot."""
+
+    def as_glibc(descriptor, offset, length):
+        if not offered:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        for place in range(offset, length, 4096):
+            os.pread(descriptor, 1, place)
+            os.pwrite(descriptor, b"\0", place)
+        os.pwrite(descriptor, b"\0", length - 1)
+
+    monkeypatch.setattr(os, "posix_fallocate", as_glibc)
+    HiddenStates((1, 1, 40_000), torch.bfloat16, tmp_path).entering(0).fill_(1.5)
+    for name in ("hidden-0.bin", "hidden-1.bin"):
+        found = (tmp_path / name).stat()
+        assert found.st_size == 80_000
+        assert found.st_blocks * 512 >= 80_000  # no holes, which a full disk would not fill
 
 
 def test_hidden_states_are_found_again(tmp_path):

@@ -1,5 +1,6 @@
 """The hidden states of all calibration documents between two layers: in memory, or in two files by turns."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -55,12 +56,24 @@ def _allocate(path: Path, size: int) -> None:
     Raises:
         OSError: there is not so much space.
     """
-    with path.open("ab") as file:
-        if file.tell() == size:
+    path.touch()
+    with path.open("r+b") as file:  # to be read too: where the disk cannot allocate, libc reads and writes each block
+        if os.fstat(file.fileno()).st_size == size:
             return
         file.truncate(0)
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
+        if not _allocated(file.fileno(), size):
             for start in range(0, size, _BLOCK):
                 file.write(bytes(min(_BLOCK, size - start)))
+
+
+def _allocated(descriptor: int, size: int) -> bool:
+    """Ask the system for the space; False where it cannot."""
+    if not hasattr(os, "posix_fallocate"):
+        return False
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as err:
+        if err.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        return False
+    return True
