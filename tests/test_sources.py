@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from neuronrank import sources
+from neuronrank import downloads, sources
 from neuronrank.checkpoint import describe_model, open_model
 from neuronrank.downloads import Wheel, fetch_wheel, open_member
 from neuronrank.errors import ArtifactError, MismatchError, NotFiniteError, ParamsError, SourceError
@@ -60,6 +60,14 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(registry):
     kept = fetch_wheel(wheel)
     kept.write_bytes(b"damaged")
     assert sha256_file(fetch_wheel(wheel)) == wheel.sha256
+
+
+def test_a_damaged_copy_is_replaced_and_never_deleted_before(registry, monkeypatch):
+    """Another process may have put the right one there since it was read."""
+    wheel = Wheel(package="tiny-weights", version="1.0", sha256=sha256_file(registry))
+    fetch_wheel(wheel).write_bytes(b"damaged")
+    monkeypatch.setattr(downloads, "_keep", lambda _wheel, path: path.write_bytes(path.read_bytes() + b", and there"))
+    assert fetch_wheel(wheel).read_bytes() == b"damaged, and there"
 
 
 def test_a_package_that_does_not_exist_is_one_line(registry):

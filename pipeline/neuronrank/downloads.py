@@ -48,16 +48,22 @@ def fetch_wheel(wheel: Wheel) -> Path:
         StorageError: the cache cannot be written.
     """
     kept = cache_directory() / "wheels" / f"{wheel.package}-{wheel.version}-{wheel.sha256[:16]}.whl"
-    if kept.exists():
-        if sha256_file(kept) == wheel.sha256:
-            log.info("%s %s: taken from the cache", wheel.package, wheel.version)
-            return kept
-        log.warning("%s: its checksum is wrong, downloading it again", kept)
-        kept.unlink(missing_ok=True)
+    if _is_kept(wheel, kept):
+        return kept
     with one_writer(kept, wait=True) as waited:
-        if not (waited and kept.exists()):
+        if not (waited and _is_kept(wheel, kept)):
             _keep(wheel, kept)
     return kept
+
+
+def _is_kept(wheel: Wheel, kept: Path) -> bool:
+    if not kept.exists():
+        return False
+    if sha256_file(kept) != wheel.sha256:
+        log.warning("%s: its checksum is wrong, downloading it again", kept)
+        return False
+    log.info("%s %s: taken from the cache", wheel.package, wheel.version)
+    return True
 
 
 def _keep(wheel: Wheel, kept: Path) -> None:
