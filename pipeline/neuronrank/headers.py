@@ -6,9 +6,19 @@ Keys that are not listed may be there as well. The schema itself is checked befo
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from neuronrank.errors import ArtifactError
 
@@ -16,11 +26,14 @@ _MOST_FAULTS = 8
 _MOST = 2**40
 """No count or size of ours is larger; what is would fill memory before anything else noticed."""
 
+_SURROGATES = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON may hold and no name of a file."""
+
 
 def _inside(path: str) -> str:
     parts = PurePosixPath(path).parts
     plain = path == "/".join(parts) and not path.startswith("/") and ".." not in parts
-    if not (plain and parts and not {"\\", ":", "\0"} & set(path)):
+    if not (plain and parts and not {"\\", ":", "\0"} & set(path) and not _SURROGATES.search(path)):
         raise ValueError("is not a plain relative path inside the directory")
     return path
 
@@ -43,11 +56,27 @@ def _place_of_weights(weights: dict[str, str]) -> dict[str, str]:
     return weights
 
 
+def _one_by_one(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check a dictionary entry by entry up to the first fault: each takes a hundred times its size to describe."""
+    if not isinstance(value, dict):
+        return check(value)
+    for name, item in value.items():
+        check({name: item})
+    return value
+
+
+Key = TypeVar("Key")
+Item = TypeVar("Item")
+Dict = Annotated[dict[Key, Item], WrapValidator(_one_by_one)]
+List = Annotated[list[Item], FailFast()]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=_MOST)]
 Size = Annotated[int, Field(ge=1, le=_MOST)]
 Layers = Annotated[int, Field(ge=1, le=100_000)]
-Shape = Annotated[list[Count], Field(min_length=1, max_length=8)]
+Tap = Annotated[str, Field(pattern=r"^[^.]+(\.[0-9]{1,6})?$")]
+"""Of `tap_names.py`: inside an expert it carries the expert's number."""
+RelativePath = Annotated[str, AfterValidator(_inside)]
+Shape = Annotated[List[Count], Field(min_length=1, max_length=8)]
 Matrix = Annotated[list[Size], Field(min_length=2, max_length=2)]
 Exponent = Annotated[float, Field(ge=-1e6, le=1e6)]
 Rows = Annotated[list[Count], Field(min_length=3, max_length=3), AfterValidator(_fitting_rows)]
@@ -76,16 +105,7 @@ def is_listed(name: str, entry: Any) -> bool:
     return True
 
 
-def _all_listed(files: dict[str, Any]) -> dict[str, Any]:
-    """Stop at the first fault: a list of a million of them would fill memory with messages."""
-    for name, entry in files.items():
-        _inside(name)
-        FileEntry.model_validate(entry)
-    return files
-
-
-Files = Annotated[dict[str, Any], AfterValidator(_all_listed)]
-"""Path inside the directory -> `FileEntry`."""
+Files = Dict[RelativePath, FileEntry]
 
 
 class Model(Header):
@@ -98,9 +118,9 @@ class Made(Header):
     """What every artifact says that is made from a model: which, and from what else."""
 
     model: Model
-    made_from: dict[str, str]
+    made_from: Dict[str, str]
     """What went in -> its identity: `provenance.py`."""
-    versions: dict[str, str] = {}
+    versions: Dict[str, str] = {}
     """Library -> its version; scores, masks and losses that were written first had none."""
 
     @model_validator(mode="after")
@@ -125,14 +145,14 @@ class ScoredModule(ModuleEntry):
     """A decoder module."""
 
     layer: Count
-    neuron_tap: str
+    neuron_tap: Tap
     neuron_axis: Literal["row", "column"]
 
 
 class CollectedModule(ScoredModule):
     """A decoder module whose statistics are held."""
 
-    input_tap: str
+    input_tap: Tap
 
 
 class MaskedModule(ModuleEntry):
@@ -156,7 +176,7 @@ class Calibration(Header):
 class Sequential(Header):
     """By what layers were pruned while statistics were collected."""
 
-    parts: dict[str, dict[str, Any]]
+    parts: Dict[str, dict[str, Any]]
     pattern: dict[str, Any]
 
 
@@ -178,6 +198,7 @@ class Collect(Collected):
 
     dtype: str
     propagation: str
+    topics: dict[str, Any] = {}
 
 
 class Manifest(Made):
@@ -186,10 +207,10 @@ class Manifest(Made):
     calibration: Calibration
     collect: Collect
     n_layers: Layers
-    modules: list[CollectedModule]
+    modules: List[CollectedModule]
     lm_head: dict[str, Any]
     profile: str
-    arrays: dict[str, list[str]]
+    arrays: Dict[str, List[str]]
     files: Files
 
 
@@ -209,8 +230,8 @@ class Scores(Made):
     """Of a file of scores."""
 
     recipe: str
-    parts: dict[str, ScoredPart]
-    modules: list[ScoredModule]
+    parts: Dict[str, ScoredPart]
+    modules: List[ScoredModule]
     lm_head: dict[str, Any] | None
     n_layers: Layers
     calibration: dict[str, Any]
@@ -229,11 +250,11 @@ class Masks(Made):
 
     recipe: str
     pattern: Pattern
-    modules: list[MaskedModule]
-    shapes: dict[str, Shape]
+    modules: List[MaskedModule]
+    shapes: Dict[str, Shape]
     n_layers: Layers
-    sparsity: dict[str, float]
-    untied: dict[str, str]
+    sparsity: Dict[str, float]
+    untied: Dict[str, str]
     calibration: dict[str, Any]
     collect: Collected
 
@@ -251,7 +272,7 @@ class Losses(Made):
 
     dtype: str
     device: str
-    texts: dict[str, EvaluatedText]
+    texts: Dict[str, EvaluatedText]
 
 
 class Tokens(Header):
@@ -260,13 +281,14 @@ class Tokens(Header):
     tokenizer_sha256: Sha256
     window_tokens: Size
     source: Any
+    made_from: Dict[str, str] = {}
 
 
 class TensorEntry(Header):
     """A stored tensor of a model."""
 
     dtype: str
-    shape: list[Count]
+    shape: List[Count]
     sha256: Sha256
 
 
@@ -274,7 +296,7 @@ class ModelDescription(Header):
     """Of `model.json`."""
 
     config: dict[str, Any]
-    tensors: dict[str, TensorEntry]
+    tensors: Dict[str, TensorEntry]
     fingerprint: Sha256
     tokenizer_sha256: Sha256
     weights: Annotated[dict[str, str], AfterValidator(_place_of_weights)]
@@ -285,7 +307,7 @@ class Export(Made):
     """Of `neuronrank.json` in an exported model."""
 
     files: Files
-    sparsity: dict[str, float]
+    sparsity: Dict[str, float]
 
 
 def check_header(path: Path, header: Mapping[str, Any], kind: type[Header], run: str) -> None:
@@ -298,7 +320,8 @@ def check_header(path: Path, header: Mapping[str, Any], kind: type[Header], run:
         run: the command that makes it.
 
     Raises:
-        ArtifactError: names the file and every field that is missing or of another type.
+        ArtifactError: names the file and every field that is missing or of another type; in a list or a dictionary
+            the first.
     """
     try:
         kind.model_validate(header)
