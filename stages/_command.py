@@ -15,7 +15,7 @@ import click
 import psutil
 from tqdm import tqdm
 
-from neuronrank.errors import NeuronrankError, ParamsError
+from neuronrank.errors import NeuronrankError, ParamsError, told
 from neuronrank.files import write_json
 from neuronrank.locks import one_writer
 
@@ -52,8 +52,8 @@ def stage_command(name: str, *example: str) -> Callable[[Callable[..., Metrics]]
                     measured = work(**options)
                     if measured:  # else another process writes them
                         write_json(metrics, {**measured, **_costs(begin)})
-            except NeuronrankError as err:
-                raise click.ClickException("\n".join([str(err), *getattr(err, "__notes__", [])])) from err
+            except (NeuronrankError, OSError) as err:
+                raise click.ClickException(told(err)) from err
 
         command = click.command(
             name,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from neuronrank import outputs, storage
-from neuronrank.errors import ParamsError, StorageError
+from neuronrank.errors import ArtifactError, ParamsError, SourceError, StorageError
 from neuronrank.files import read_json, write_json
 from neuronrank.locks import one_writer
-from neuronrank.outputs import output_directory, output_file, resumable_directory
+from neuronrank.outputs import new_output, output_directory, output_file, resumable_directory
 from tests.imports import ROOT
 
 
@@ -260,6 +260,49 @@ def test_work_of_another_output_whose_name_begins_alike_stays(tmp_path):
     assert names(tmp_path) == sorted([*others, "out"])
 
 
+def test_what_must_not_exist_is_refused_and_the_work_of_an_interrupted_run_stays(tmp_path):
+    """Merging onto an artifact that is being collected anew must not cost the hours of that collection."""
+    out, work = tmp_path / "out", tmp_path / ".out.0123456789abcdef.partial"
+    put(out, **{"manifest.json": "first"})
+    (work / "artifact").mkdir(parents=True)
+    (tmp_path / ".out.fedcba9876543210.partial").mkdir()  # of a run that had ended: its artifact took its place
+    with pytest.raises(SourceError, match="already exists; choose another place or delete it first"), new_output(out):
+        pass
+    assert names(tmp_path) == [work.name, "out"]
+    assert names(work) == ["artifact"]
+
+
+def test_a_complete_artifact_on_its_way_is_kept_by_what_must_not_exist(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    put(out, **{"manifest.json": "first"})
+    write_second_until(out, "take_place", monkeypatch)
+    with pytest.raises(SourceError), new_output(out):
+        pass
+    with resumable_directory(out, "second") as work:
+        assert contents(work / "artifact") == {"manifest.json": "second"}
+
+
+def test_an_output_that_appeared_meanwhile_is_neither_replaced_nor_deleted(tmp_path):
+    """Two runs that both begin where nothing is: the second one is refused, before and after the first has ended."""
+    out = tmp_path / "out"
+    with new_output(out):
+        with pytest.raises(StorageError, match="is writing it"), in_another_thread(out):
+            pass
+        put(out, first="1")
+    with pytest.raises(SourceError, match="already exists"), new_output(out):
+        put(out, second="2")
+    assert contents(out) == {"first": "1"}
+
+
+def test_an_error_of_ours_is_told_though_cleaning_fails(tmp_path, monkeypatch):
+    def refuse(_path):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))  # as network file systems do
+
+    with pytest.raises(ArtifactError, match="bad input"), resumable_directory(tmp_path / "out", "key"):
+        monkeypatch.setattr(outputs, "remove", refuse)
+        raise ArtifactError("bad input")
+
+
 def test_what_a_killed_run_left_is_cleaned_by_the_writer_of_a_file_too(tmp_path):
     (tmp_path / ".out.json.partial").mkdir()
     (tmp_path / ".out.json.partial/half").touch()
@@ -445,6 +488,31 @@ def test_a_refused_read_elsewhere_is_not_told_as_a_write(tmp_path):
         raise PermissionError(errno.EACCES, "no", "/elsewhere/input")
 
 
+@pytest.mark.parametrize("source", ["/elsewhere/out.txt", "/elsewhere/out", "outer", ".outer.partial"])
+def test_an_input_whose_name_holds_the_outputs_is_not_taken_for_it(tmp_path, source):
+    with pytest.raises(PermissionError), output_file(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / source))
+
+
+def test_the_refusal_names_the_file_that_it_is_of(tmp_path):
+    """A lock of another user is no full disk."""
+    with pytest.raises(StorageError) as told, output_file(tmp_path / "out"):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / ".out.lock"))
+    assert f"out: cannot write: Permission denied ({tmp_path / '.out.lock'}). Nothing half-written" in str(told.value)
+    assert str(told.value).endswith("Mend that, or choose another place, then run again")
+
+
+@pytest.mark.parametrize(("place", "reason"), [(".", "ends in no name"), ("/", "ends in no name"), ("a/..", "no name")])
+def test_a_path_without_a_name_of_its_own_is_no_output(place, reason):
+    with pytest.raises(StorageError, match=reason):
+        put(Path(place), a="a")
+
+
+def test_a_name_that_leaves_no_room_for_work_beside_it_is_told(tmp_path):
+    with pytest.raises(StorageError, match="cannot write: File name too long"):
+        put(tmp_path / ("a" * 252), a="a")
+
+
 def test_a_copy_that_fails_is_of_its_target_though_its_source_is_named_first(tmp_path):
     with (
         pytest.raises(StorageError, match="out: cannot write: No space"),
@@ -477,6 +545,25 @@ def test_a_refused_write_is_a_storage_error_and_the_earlier_file_stays(tmp_path,
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(FileNotFoundError), output_file(tmp_path / "out"):
         raise FileNotFoundError(errno.ENOENT, "elsewhere")
+
+
+def test_an_input_that_cannot_be_read_is_one_line(tmp_path):
+    import click
+    from click.testing import CliRunner
+
+    from stages._command import OutPath, stage_command
+
+    @stage_command("score", "example")
+    @click.option("--out", type=OutPath)
+    def work(out, params):
+        with output_file(out):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/elsewhere/input")
+
+    (tmp_path / "params.yaml").touch()
+    files = {"--out": "out", "--metrics": "metrics.json", "--params": "params.yaml"}
+    done = CliRunner().invoke(work, [word for option, name in files.items() for word in (option, str(tmp_path / name))])
+    assert (done.exit_code, done.output) == (1, "Error: /elsewhere/input: Permission denied\n")
+    assert names(tmp_path) == ["params.yaml"]
 
 
 def test_only_the_first_process_of_a_run_holds_its_outputs(tmp_path, monkeypatch):

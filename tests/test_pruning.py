@@ -363,6 +363,8 @@ def test_a_single_file_becomes_two_when_the_head_is_untied(tiny_model, tmp_path)
     assert export(pruner, mask, tmp_path / "out").exit_code == 0
     names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert names == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {(tmp_path / "any").stat().st_mode}
     base = (tmp_path / "base/model.safetensors").read_bytes()
     assert (tmp_path / "out" / names[0]).read_bytes() == base  # the embeddings among it, byte for byte
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

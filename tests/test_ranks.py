@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from neuronrank import collecting
 from neuronrank.checkpoint import open_model
 from neuronrank.cli import main
 from neuronrank.collecting import Setup, collect_statistics
@@ -195,6 +196,72 @@ def test_a_merge_that_was_interrupted_goes_on(model, first_half, tmp_path, monke
     merge_artifacts([first_half, second], tmp_path / "merged")
     assert len(calls) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "second"]
+
+
+def test_a_merge_that_other_code_began_begins_anew(model, first_half, tmp_path, monkeypatch):
+    second = collected(model, tmp_path / "second", 4, 7, on=first_half).directory
+    from neuronrank import merging_artifacts, provenance
+
+    merge, calls = merge_arrays, []
+
+    def once(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("stop")
+        return merge(*arguments)
+
+    monkeypatch.setattr(merging_artifacts, "merge_arrays", once)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(provenance, "versions", lambda: {"numpy": "of last year"})
+        with pytest.raises(RuntimeError, match="stop"):
+            merge_artifacts([first_half, second], tmp_path / "merged")
+    merge_artifacts([first_half, second], tmp_path / "merged")
+    assert len(calls) == 4  # both layers
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["merged", "second"]
+
+
+class _Second:
+    """The second of two processes; the first one is a script."""
+
+    rank, first = 1, False
+
+    def __init__(self, work: Path, n_complete: int) -> None:
+        self.work, self.n_complete, self.seen = work, n_complete, []
+
+    def text_from_first(self, _text):
+        return str(self.work)
+
+    def number_from_first(self, _number):
+        return self.n_complete
+
+    def all_hold(self, holds):
+        self.seen.append(holds)
+        return holds
+
+    def wait(self):
+        self.seen.append((self.work / "rank-1/hidden-0.bin").exists())
+
+
+def test_hidden_states_stay_until_the_first_process_has_finished(tmp_path):
+    """Killed while it writes the last arrays, no layer is run again."""
+    second = _Second(tmp_path / "work", 0)
+
+    def layers(work, _writer):
+        (work / "rank-1").mkdir(parents=True)
+        (work / "rank-1/hidden-0.bin").touch()
+        return iter([1, 2])
+
+    collecting._assist(second, layers)
+    assert second.seen == [True]
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(("n_complete", "goes_on_with"), [(2, 2), (1, 0)])
+def test_hidden_states_are_needed_only_for_layers_that_are_left(tmp_path, n_complete, goes_on_with):
+    """This process has none: it was on a machine that started anew."""
+    second = _Second(tmp_path / "work", n_complete)
+    assert collecting._agreed(second, tmp_path / "work/rank-1", None, 2) == goes_on_with
+    assert second.seen == [n_complete == 2]
 
 
 def test_what_does_not_fit_together_is_refused(model, first_half, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from neuronrank.errors import NeuronrankError
+from neuronrank.errors import NeuronrankError, told
 from neuronrank.oneshot.command import run
 
 if not sys.stderr.isatty():
@@ -22,8 +22,8 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except NeuronrankError as err:
-            raise click.ClickException(str(err)) from err
+        except (NeuronrankError, OSError) as err:
+            raise click.ClickException(told(err)) from err
 
 
 class _Trouble(click.ClickException):

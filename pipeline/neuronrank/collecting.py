@@ -11,15 +11,13 @@ from typing import Any
 
 import torch
 
-import neuronrank
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.collection import Classes, CollectParams, LayerStatistics, Route, collect_layers, find_classes
 from neuronrank.errors import ParamsError
-from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.merging_artifacts import FittedOn
 from neuronrank.outputs import boot_id, resumable_directory
 from neuronrank.prediction import Needs, collected_shape, predict
-from neuronrank.provenance import versions
+from neuronrank.provenance import key_of
 from neuronrank.ranks import ALONE, Ranks
 from neuronrank.routing import routing_lines
 from neuronrank.skeleton import manifest_of
@@ -101,7 +99,7 @@ def collect_statistics(
     def layers(work: Path, writer: StatisticsWriter | None) -> Layers:
         prune = partial(setup.propagation.prune, manifest, writer, classes) if setup.propagation and writer else None
         directory = work if ranks.first else work / f"rank-{ranks.rank}"
-        n_complete = _agreed(ranks, directory, writer)
+        n_complete = _agreed(ranks, directory, writer, len(streamed.layers))
         route = Route(directory, n_complete, prune, fitted, ranks)
         left = len(streamed.layers) - n_complete
         return setup.shown(collect_layers(streamed, token_ids, options, classes, route), left)
@@ -118,6 +116,7 @@ def collect_statistics(
         for layer in layers(work, writer):
             writer.write_layer(layer.index, layer.arrays, layer.weights)
         writer.finish(manifest)
+    ranks.wait()
     for line in routing_lines(Statistics(out)):
         log.info("%s", line)
     return device
@@ -132,17 +131,19 @@ def _needs(streamed: StreamedModel, share: slice, windows: Windows, options: Col
     return predict(shape, options.profile, item_bytes, options.documents_per_batch, streamed.skeleton.outside_bytes)
 
 
-def _agreed(ranks: Ranks, directory: Path, writer: StatisticsWriter | None) -> int:
-    """Return how many layers an interrupted run completed: none unless every process has its hidden states still."""
+def _agreed(ranks: Ranks, directory: Path, writer: StatisticsWriter | None, n_layers: int) -> int:
+    """Return how many layers an interrupted run completed: all, or none unless every process has its hidden states."""
     mark = directory / "since"
-    held = ranks.first or (mark.exists() and mark.read_text() == boot_id())
+    n_complete = ranks.number_from_first(writer.n_complete if writer else 0)
+    held = ranks.first or n_complete == n_layers or (mark.exists() and mark.read_text() == boot_id())
     all_hold = ranks.all_hold(held)
     if not ranks.first:
         directory.mkdir(parents=True, exist_ok=True)
         mark.write_text(boot_id())
-    if writer and not all_hold:
-        writer.restart()
-    n_complete = ranks.number_from_first(writer.n_complete if writer else 0)
+    if not all_hold:
+        n_complete = 0
+        if writer:
+            writer.restart()
     if n_complete:
         log.info("going on with layer %d: an interrupted run completed those before", n_complete)
     return n_complete
@@ -153,6 +154,7 @@ def _assist(ranks: Ranks, layers: Callable[[Path, None], Layers]) -> None:
     work = Path(ranks.text_from_first(""))
     for _ in layers(work, None):
         pass
+    ranks.wait()  # killed before the artifact is whole, it is still needed
     shutil.rmtree(work / f"rank-{ranks.rank}", ignore_errors=True)
     with contextlib.suppress(OSError):  # another process's is still there, or on another machine nothing else is
         work.rmdir()
@@ -160,18 +162,14 @@ def _assist(ranks: Ranks, layers: Callable[[Path, None], Layers]) -> None:
 
 def _key(manifest: dict[str, Any], options: CollectParams, device: torch.device, ranks: Ranks) -> str:
     """Return the SHA-256 of all that an artifact's bytes follow from, the code included."""
-    root = Path(neuronrank.__file__).parent
-    sources = {str(path.relative_to(root)): sha256_file(path) for path in sorted(root.rglob("*.py"))}
     made_from = {
         "manifest": manifest,
         "options": options.model_dump(mode="json"),
         "device": device.type,
         "processes": ranks.size,
         "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "sources": sources,
     }
-    return sha256_text(canonical_json(made_from))
+    return key_of(made_from)
 
 
 def _manifest(

@@ -16,7 +16,7 @@ from neuronrank.errors import MismatchError
 from neuronrank.export import change_config, copy_all_but_weights, describe_export, open_for_export
 from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import Rows
-from neuronrank.outputs import output_directory
+from neuronrank.outputs import new_output, output_directory
 from neuronrank.shards import INDEX, rewrite_shard, write_index
 
 _EXPERT_BYTES = 16
@@ -35,9 +35,14 @@ def export_compact(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[in
         SourceError: `out` already exists.
         StorageError: the disk refused a write.
     """
+    with new_output(out):
+        return _cut_out(model, masks, out)
+
+
+def _cut_out(model: ModelArtifact, masks: MaskFile, out: Path) -> tuple[int, int]:
     neurons = _kept_neurons(masks)
     before, after, entry_name = _sizes(neurons, model, masks)
-    checkpoint = open_for_export(model, masks, out)
+    checkpoint = open_for_export(model, masks)
     kept: dict[str, tuple[int, NDArray[np.intp]]] = {}
     for entry in masks.modules:
         is_row = entry["neuron_axis"] == "row"

@@ -18,9 +18,10 @@ from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.model_description import EXPORT_FILE
 from neuronrank.model_files import files_to_copy
-from neuronrank.outputs import output_directory, require_absent
+from neuronrank.outputs import new_output, output_directory
 from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
+from neuronrank.storage import set_usual_mode
 
 SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
@@ -35,27 +36,33 @@ def export_model(model: ModelArtifact, masks: MaskFile, out: Path) -> int:
         SourceError: `out` already exists, or a weight has a type that cannot be masked.
         StorageError: the disk refused a write.
     """
-    checkpoint = open_for_export(model, masks, out)
-    with output_directory(out) as partial:
-        copy_all_but_weights(model, partial)
-        names = [shard.name for shard in checkpoint.shards]
-        untied = {name: source for name, source in masks.untied.items() if name not in checkpoint.names}
-        if untied:
-            total = len(names) + 1
-            names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total)]
-        for shard, name in zip(checkpoint.shards, names, strict=True):
-            shutil.copyfile(shard, partial / name)
-        if untied:
-            names.append(f"model-{total:05d}-of-{total:05d}.safetensors")
-            copies = {name: checkpoint.tensor(source) for name, source in untied.items()}
-            save_file(copies, partial / names[-1], metadata={"format": "pt"})
-            write_index(partial, names)
-        for name in names:
-            _zero_shard(partial / name, masks)
-        if masks.untied:
-            change_config(partial, tie_word_embeddings=False)
-        describe_export(partial, masks)
+    with new_output(out):
+        checkpoint = open_for_export(model, masks)
+        with output_directory(out) as partial:
+            _write_pruned(partial, model, checkpoint, masks)
     return int(sum(entry["n_removed"] for entry in masks.header["modules"]))
+
+
+def _write_pruned(partial: Path, model: ModelArtifact, checkpoint: Checkpoint, masks: MaskFile) -> None:
+    copy_all_but_weights(model, partial)
+    names = [shard.name for shard in checkpoint.shards]
+    untied = {name: source for name, source in masks.untied.items() if name not in checkpoint.names}
+    if untied:
+        total = len(names) + 1
+        names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total)]
+    for shard, name in zip(checkpoint.shards, names, strict=True):
+        shutil.copyfile(shard, partial / name)
+    if untied:
+        names.append(f"model-{total:05d}-of-{total:05d}.safetensors")
+        copies = {name: checkpoint.tensor(source) for name, source in untied.items()}
+        save_file(copies, partial / names[-1], metadata={"format": "pt"})
+        set_usual_mode(partial / names[-1])
+        write_index(partial, names)
+    for name in names:
+        _zero_shard(partial / name, masks)
+    if masks.untied:
+        change_config(partial, tie_word_embeddings=False)
+    describe_export(partial, masks)
 
 
 def describe_export(directory: Path, masks: MaskFile, **more: object) -> None:
@@ -71,15 +78,13 @@ def describe_export(directory: Path, masks: MaskFile, **more: object) -> None:
     write_sealed_json(directory / EXPORT_FILE, {**masks.header, **whole})
 
 
-def open_for_export(model: ModelArtifact, masks: MaskFile, out: Path) -> Checkpoint:
+def open_for_export(model: ModelArtifact, masks: MaskFile) -> Checkpoint:
     """Open the base model's weights, after checking all of them and the tokenizer: what is not masked is passed on too.
 
     Raises:
         MismatchError: the mask was made for another model or names a weight that the model lacks, or a tensor or the
             tokenizer changed after it was fetched.
-        SourceError: `out` already exists.
     """
-    require_absent(out)
     masks.require_model(model.fingerprint, model.directory)
     model.require_its_tokenizer()
     checkpoint = model.checkpoint()

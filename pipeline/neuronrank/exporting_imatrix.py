@@ -10,7 +10,7 @@ from neuronrank.errors import MismatchError, NotFiniteError
 from neuronrank.files import canonical_json
 from neuronrank.imatrix import Entry, Imatrix, write_imatrix
 from neuronrank.imatrix_names import TapEntries, entries_of_unknown
-from neuronrank.outputs import require_absent
+from neuronrank.outputs import new_output
 from neuronrank.scores import SEQUENTIAL
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_names import of_expert
@@ -34,7 +34,13 @@ def export_imatrix(directory: Path, out: Path) -> Imatrix:
         NotFiniteError: a sum is larger than float32 reaches.
         StorageError: the disk refused a write.
     """
-    require_absent(out)
+    with new_output(out):
+        imatrix = _importance_matrix(directory)
+        write_imatrix(out, imatrix)
+    return imatrix
+
+
+def _importance_matrix(directory: Path) -> Imatrix:
     statistics = Statistics(directory)
     manifest = statistics.manifest
     if manifest["collect"]["propagation"] == SEQUENTIAL:
@@ -48,9 +54,7 @@ def export_imatrix(directory: Path, out: Path) -> Imatrix:
     entries: dict[str, Entry] = {}
     for tap in taps:
         entries |= dict.fromkeys(tap.names, _entry(statistics, tap, n_tokens))
-    imatrix = Imatrix(entries, *_measured_on(calibration))
-    write_imatrix(out, imatrix)
-    return imatrix
+    return Imatrix(entries, *_measured_on(calibration))
 
 
 def _entry(statistics: Statistics, tap: TapEntries, n_tokens: int) -> Entry:

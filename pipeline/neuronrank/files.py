@@ -6,7 +6,6 @@ Nothing here imports torch.
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from neuronrank.seals import (
     seal_tensor_file,
     sealed_text,
 )
+from neuronrank.storage import set_usual_mode
 
 UNREADABLE = (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 """What the library raises of a file that is not sound, or whose types numpy has not."""
@@ -130,7 +130,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping
         metadata = {HEADER_KEY: json.dumps({**header, FIELD: BLANK}, sort_keys=True, allow_nan=False)}
         safetensors.numpy.save_file(contiguous, partial, metadata=metadata)
         seal = seal_tensor_file(partial)
-        partial.chmod(0o666 & ~_umask())  # the library makes the file private
+        set_usual_mode(partial)
     return seal
 
 
@@ -206,9 +206,3 @@ def check_schema(path: Path, header: Any, schema: str, run: str) -> None:
     found = header.get("schema") if isinstance(header, Mapping) else type(header).__name__
     if found != schema:
         raise ArtifactError(f"{path}: schema is {found!r}, this version reads {schema!r}. Make it again: {run}")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

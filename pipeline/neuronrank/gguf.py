@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from neuronrank.errors import SourceError
-from neuronrank.storage import explain_write_errors
+from neuronrank.storage import explain_write_errors, set_usual_mode
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,5 @@ def convert_gguf(path: Path, out: Path, dtype: str) -> None:
     with explain_write_errors(out):
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        readable = (out / "config.json").stat().st_mode
         for weights in out.glob("*.safetensors"):
-            weights.chmod(readable)  # the library makes weights private
+            set_usual_mode(weights)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import layer_weight_sums
 from neuronrank.errors import MismatchError, SourceError
-from neuronrank.files import canonical_json, sha256_file, sha256_text
+from neuronrank.files import sha256_file
 from neuronrank.imatrix import Entry, Imatrix, read_imatrix
 from neuronrank.imatrix_names import TapEntries, names_without_tap, tap_entries
-from neuronrank.outputs import require_absent, resumable_directory
+from neuronrank.outputs import new_output, resumable_directory
+from neuronrank.provenance import key_of
 from neuronrank.skeleton import Skeleton, manifest_of
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.tap_names import of_expert
@@ -56,7 +57,11 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         MismatchError: entries are missing, or are of another model; or modules with one input have different sums.
         StorageError: the disk refused a write.
     """
-    require_absent(out)
+    with new_output(out):
+        return _import(path, model, out)
+
+
+def _import(path: Path, model: ModelArtifact, out: Path) -> Imported:
     imatrix = read_imatrix(path)
     skeleton = Skeleton(model.checkpoint(), torch.bfloat16)
     described = manifest_of(skeleton)
@@ -75,7 +80,7 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         "made_from": {"model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
         **described,
     }
-    with resumable_directory(out, sha256_text(canonical_json(manifest))) as work:
+    with resumable_directory(out, key_of(manifest)) as work:
         writer = StatisticsWriter(work, n_layers, "wanda")
         writer.restart()
         for layer in range(n_layers):

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, Fitted
 from neuronrank.errors import MismatchError
-from neuronrank.files import canonical_json, sha256_file, sha256_text
+from neuronrank.files import sha256_file
 from neuronrank.merging import Arrays, merge_arrays
-from neuronrank.outputs import require_absent, resumable_directory
+from neuronrank.outputs import new_output, resumable_directory
+from neuronrank.provenance import key_of
 from neuronrank.seals import FIELD
 from neuronrank.statistics_schema import ARRAYS, TOTALS
 from neuronrank.statistics_store import MANIFEST, Statistics
@@ -81,14 +82,18 @@ def merge_artifacts(parts: Sequence[Path], out: Path) -> dict[str, Any]:
             which that is not known; or a profile whose arrays do not merge.
         StorageError: the disk refused a write.
     """
-    require_absent(out)
+    with new_output(out):
+        return _merge(parts, out)
+
+
+def _merge(parts: Sequence[Path], out: Path) -> dict[str, Any]:
     opened = [Statistics(part) for part in parts]
     _require_known_tokens(opened)
     token_ids = [one.token_ids() for one in opened]
     _require_mergeable(opened, token_ids)
     counts = [one.class_count() for one in opened] if "classes" in opened[0].manifest["arrays"] else []
     first = opened[0].manifest
-    key = sha256_text(canonical_json([sha256_file(part / MANIFEST) for part in parts]))
+    key = key_of({"parts": [one.manifest[FIELD] for one in opened]})
     with resumable_directory(out, key) as work:
         writer = StatisticsWriter(work, first["n_layers"], first["profile"])
         writer.write_tokens(np.concatenate(token_ids))

@@ -98,7 +98,8 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
             yield work
         except NeuronrankError as err:
             if not isinstance(err, StorageError):  # of other input the run would have another key
-                remove(work)
+                with contextlib.suppress(OSError):  # what is wrong is told, and the next run cleans
+                    remove(work)
             raise
         sync_tree(artifact)
         # Out of the work directory first: were they exchanged in there, a run that is killed right then would leave
@@ -114,19 +115,31 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
         remove(work)
 
 
-def require_absent(path: Path) -> None:
-    """Refuse to write where something is; what a killed run left beside it is cleaned, which no next run would.
+@contextlib.contextmanager
+def new_output(path: Path) -> Iterator[None]:
+    """Be the only process that makes an output, from the check that nothing is there until the block ends.
 
     Raises:
-        SourceError: `path` exists.
+        SourceError: `path` exists. What a run left beside it that was killed as it ended is cleaned: no next one would.
+        StorageError: another process is writing it; or the disk refused to hold the lock.
     """
-    if not os.path.lexists(path):
-        return
-    with contextlib.suppress(StorageError), one_writer(path), explain_write_errors(path):
-        clean(path)
-        for work in _work_directories(path):
+    with one_writer(path):
+        if os.path.lexists(path):
+            with contextlib.suppress(OSError):
+                _clean_ended(path)
+            raise SourceError(f"{path}: already exists; choose another place or delete it first")
+        yield
+
+
+def _clean_ended(path: Path) -> None:
+    """Clean what runs left that had ended; the work of one that has not may be hours of another command's."""
+    works = _work_directories(path)
+    for work in works:
+        _take_back(path, work)
+    clean(path)
+    for work in works:
+        if not (work / "artifact").exists():
             remove(work)
-    raise SourceError(f"{path}: already exists; choose another place or delete it first")
 
 
 def _take_back(path: Path, work: Path) -> None:

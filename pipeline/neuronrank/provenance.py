@@ -21,8 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from neuronrank import __version__
-from neuronrank.files import sha256_file
+import neuronrank
+from neuronrank.files import canonical_json, sha256_file, sha256_text
 from neuronrank.seals import FIELD
 
 _LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "safetensors")
@@ -30,7 +30,17 @@ _LIBRARIES = ("torch", "transformers", "numpy", "numba", "zarr", "numcodecs", "s
 
 def versions() -> dict[str, str]:
     """Return the versions that the bytes of statistics may depend on, this package's among them."""
-    return {"neuronrank": __version__, **{name: metadata.version(name) for name in _LIBRARIES}}
+    return {"neuronrank": neuronrank.__version__, **{name: metadata.version(name) for name in _LIBRARIES}}
+
+
+def key_of(made_from: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all that an artifact's bytes follow from: what is given, the libraries, and our own code.
+
+    Work in progress goes on only under the same key: of two versions of the code it would be a mixture.
+    """
+    root = Path(neuronrank.__file__).parent
+    sources = {path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(root.rglob("*.py"))}
+    return sha256_text(canonical_json({**made_from, "versions": versions(), "sources": sources}))
 
 
 def libraries(versions: Mapping[str, str]) -> str:

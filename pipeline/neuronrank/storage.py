@@ -21,8 +21,9 @@ _REFUSED_WRITES = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
     *(errno.EBUSY, errno.EXDEV),  # the output is a mount point, or lies in a lower layer of an overlay
-    errno.EIO,
+    *(errno.EIO, errno.ENAMETOOLONG),
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 """What kernels, file systems and sandboxes without the exchange answer; two renames tell a true refusal."""
 _AT_FDCWD = -100
@@ -45,27 +46,60 @@ def explain_write_errors(target: Path, kept: Path | None = None) -> Iterator[Non
     except OSError as err:
         if err.errno not in _REFUSED_WRITES or not _concerns(err, target):
             raise
-        raise StorageError(_storage_message(target, str(err.strerror), kept)) from err
+        raise StorageError(_storage_message(target, _reason(err, target), err.errno in _FULL, kept)) from err
     except safetensors.SafetensorError as err:
         # The library reports an OSError as text: "I/O error: No space left on device (os error 28)".
-        if not any(f"(os error {code})" in str(err) for code in _REFUSED_WRITES):
+        codes = {code for code in _REFUSED_WRITES if f"(os error {code})" in str(err)}
+        if not codes:
             raise
-        raise StorageError(_storage_message(target, str(err), kept)) from err
+        raise StorageError(_storage_message(target, str(err), bool(codes & _FULL), kept)) from err
 
 
 def _concerns(err: OSError, target: Path) -> bool:
-    """Say whether an error is of the target, of what lies in it or above it; one that names no file is."""
-    named = [str(name) for name in (err.filename, err.filename2) if name is not None]
-    return not named or any(target.name in name or Path(name) in target.parents for name in named)
+    """Say whether an error is of the target, of what lies in it, beside it or above it; one that names no file is."""
+    named = _named(err)
+    return not named or any(_is_of(name, _place(target)) for name in named)
 
 
-def _storage_message(target: Path, reason: str, kept: Path | None) -> str:
+def _named(err: OSError) -> list[Path]:
+    names = (name for name in (err.filename, err.filename2) if isinstance(name, str | bytes))
+    return [_place(Path(os.fsdecode(name))) for name in names]
+
+
+def _place(path: Path) -> Path:
+    """Return a path from the root on, links above it followed, but not one that it may be itself."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _is_of(name: Path, target: Path) -> bool:
+    if name == target or name in target.parents:
+        return True
+    if target.parent not in name.parents:
+        return False
+    first = name.relative_to(target.parent).parts[0]
+    return first == target.name or first.startswith(f".{target.name}.")
+
+
+def _reason(err: OSError, target: Path) -> str:
+    """Return what the system says, with the file that it says it of unless that is the target itself."""
+    of = [name for name in _named(err) if name != _place(target) and _is_of(name, _place(target))]
+    return f"{err.strerror}{f' ({of[-1]})' if of else ''}"
+
+
+def _storage_message(target: Path, reason: str, full: bool, kept: Path | None) -> str:
     left = f"What was done is kept in {kept}" if kept and kept.exists() else "Nothing half-written is left"
-    return f"{target}: cannot write: {reason}. {left}; free the space or fix it, then run again"
+    cure = "Free space there" if full else "Mend that, or choose another place"
+    return f"{target}: cannot write: {reason}. {left}. {cure}, then run again"
 
 
 def beside(path: Path, kind: str) -> Path:
-    """Return `.<name>.<kind>` in the same directory, hidden and on the same file system."""
+    """Return `.<name>.<kind>` in the same directory, hidden and on the same file system.
+
+    Raises:
+        StorageError: the path ends in no name, so that nothing could take its place.
+    """
+    if path.name in ("", ".."):
+        raise StorageError(f"{path}: ends in no name; an output needs one of its own, for example {path / 'out'}")
     return path.with_name(f".{path.name}.{kind}")
 
 
@@ -75,6 +109,13 @@ def is_private(path: Path) -> bool:
     So nothing in there needs a lock, or has to reach the disk before the whole of it does.
     """
     return any(above.name.startswith(".") and above.name.endswith(".partial") for above in path.absolute().parents)
+
+
+def set_usual_mode(path: Path) -> None:
+    """Give a file the mode that any new one gets: libraries make theirs private."""
+    current = os.umask(0)
+    os.umask(current)
+    path.chmod(0o666 & ~current)
 
 
 def sync_file(path: Path) -> None:

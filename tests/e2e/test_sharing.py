@@ -73,7 +73,7 @@ def tables(printed: str) -> list[list[list[str]]]:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Let a test reach the server on this machine and nothing else."""
+    """Let a test reach the server on this machine and nothing else; what its commands reach is not watched."""
     connect = socket.socket.connect
 
     def guarded(self, address):

@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from neuronrank.oneshot.calibration import Scored, scored_alone, scored_statisti
 from neuronrank.oneshot.preflight import require_possible
 from neuronrank.oneshot.request import Request
 from neuronrank.oneshot.tokens import calibration_tokens, evaluation_tokens
-from neuronrank.outputs import output_directory
+from neuronrank.outputs import new_output, output_directory
 from neuronrank.score_store import write_scores
 from neuronrank.scores import score_header
 from neuronrank.seals import FIELD
@@ -69,7 +71,11 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
         SourceError: an output directory exists already, or model or text cannot be had.
         NeuronrankError: see the stages.
     """
-    _require_free(outputs)
+    with _held(outputs):
+        return _execute(request, outputs)
+
+
+def _execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     zero_shot = ZeroShotParams(tasks=["usual_seven"] if outputs.zero_shot else [])
     tasks = load_tasks(zero_shot)  # what is missing is told before anything runs
     cache = outputs.cache or default_cache()
@@ -116,17 +122,20 @@ def execute(request: Request, outputs: Outputs) -> dict[str, Any]:
     return summary
 
 
-def _require_free(outputs: Outputs) -> None:
-    """Refuse places that hold something, or of which one would lie in the other."""
+@contextmanager
+def _held(outputs: Outputs) -> Iterator[None]:
+    """Hold the places that are written to, where nothing may be; neither may lie in the other."""
     places = [place.resolve() for place in (outputs.save, outputs.save_model) if place]
     for place in places:
-        if place.exists():
-            raise SourceError(f"{place}: already exists; choose another place or delete it first")
         above = next(parent for parent in place.parents if parent.exists())
         if not (above.is_dir() and os.access(above, os.W_OK)):
             raise SourceError(f"{place}: {above} is not a directory that can be written to; choose another place")
     if len(places) == 2 and (places[0] in [places[1], *places[1].parents] or places[1] in places[0].parents):
         raise SourceError(f"--save {places[0]} and --save_model {places[1]}: one lies in the other; choose two places")
+    with ExitStack() as held:
+        for place in places:
+            held.enter_context(new_output(place))
+        yield
 
 
 def _model(request: Request, cache: Path) -> ModelArtifact:
