@@ -89,6 +89,7 @@ FILES = {
     "inspecting.py": {"torch", "transformers", "neuronrank.scoring"},
     "opening.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
     "differ*.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "printing.py": {"torch", "transformers"},
     "sizing.py": {"torch", "transformers", "neuronrank.scoring"},
     "gguf_container.py": {"torch", "transformers", "gguf", "neuronrank.statistics_store"},
     "imatrix.py": {"torch", "transformers", "gguf", "neuronrank.statistics_store"},

@@ -372,6 +372,40 @@ def test_the_names_of_a_models_file_are_those_of_the_checkpoint():
     assert (MODEL_FILE, MODEL_SCHEMA) == (checkpoint.MODEL_FILE, checkpoint.SCHEMA)
 
 
+# What others wrote
+
+STEERING = "w\x1b]0;owned\x07\x1b[2J\r\n\x9b1m\u202e"
+ESCAPED = r"w\x1b]0;owned\x07\x1b[2J\r\n\x9b1m\u202e"
+
+
+@pytest.mark.parametrize("command", ["inspect", "diff", "verify"])
+def test_texts_of_an_artifact_steer_no_terminal(tmp_path, command):
+    """With color=True click leaves escape sequences as they are; without it, it takes them out itself."""
+    plain = scores(tmp_path / "a")
+    hostile = scores(tmp_path / "b", {f"{GATE}{STEERING}.row": [1, 2, np.nan, 4]}, recipe=STEERING)
+    arguments = [command, *([plain] if command == "diff" else []), hostile]
+    done = CliRunner().invoke(main, [str(part) for part in arguments], color=True)
+    assert all(line.isprintable() for line in done.output.split("\n"))
+    assert ESCAPED in done.output
+
+
+def test_an_error_steers_no_terminal(tmp_path):
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "a\x1b[2J")], color=True)
+    assert r"a\x1b[2J: not found" in done.output
+    assert "\x1b" not in done.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "diff"])
+def test_json_of_such_texts_is_escaped_and_means_the_same(tmp_path, command):
+    steering = STEERING + "\U000e0001"  # beyond 16 bits
+    plain, hostile = scores(tmp_path / "a"), scores(tmp_path / "b", recipe=steering)
+    arguments = ["inspect", str(hostile)] if command == "inspect" else ["diff", str(plain), str(hostile)]
+    done = CliRunner().invoke(main, [*arguments, "--json"], color=True)
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    found = json.loads(done.stdout)
+    assert (found["recipe"] if command == "inspect" else found["settings"][-1]["b"]) == steering
+
+
 # What cannot be compared
 
 

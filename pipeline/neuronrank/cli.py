@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
+from neuronrank.printing import echo_json, echo_lines, printable_lines
 
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
@@ -23,7 +24,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except NeuronrankError as err:
-            raise click.ClickException(str(err)) from err
+            raise click.ClickException(printable_lines(str(err))) from err
 
 
 class _Trouble(click.ClickException):
@@ -230,7 +231,7 @@ def inspect(path: Path, as_json: bool) -> None:
     from neuronrank.inspection_text import inspection_lines
 
     found = describe(path)
-    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(inspection_lines(found)))
+    echo_json(canonical_json(found)) if as_json else echo_lines(inspection_lines(found))
 
 
 @main.command()
@@ -253,8 +254,8 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     try:
         found = difference(a, b)
     except (NeuronrankError, OSError) as err:
-        raise _Trouble(str(err)) from err
-    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(difference_lines(found)))
+        raise _Trouble(printable_lines(str(err))) from err
+    echo_json(canonical_json(found)) if as_json else echo_lines(difference_lines(found))
     click.get_current_context().exit(0 if found["equal"] else 1)
 
 
@@ -272,7 +273,7 @@ def verify(paths: tuple[Path, ...]) -> None:
 
     found = findings_of(paths)
     n_faults = sum(finding.is_fault for finding in found)
-    click.echo("\n".join(finding.line() for finding in found))
+    echo_lines(finding.line() for finding in found)
     click.echo(f"{len(found)} checks, {n_faults} faults")
     click.get_current_context().exit(1 if n_faults else 0)
 
@@ -292,4 +293,4 @@ def topics(statistics: Path, layer: int, topics: int | None, model: Path, exampl
     from neuronrank.topic_report import read_topics, topic_lines
 
     opened = Statistics(statistics)
-    click.echo("\n".join(topic_lines(opened, read_topics(opened, layer, topics), model, examples)))
+    echo_lines(topic_lines(opened, read_topics(opened, layer, topics), model, examples))
