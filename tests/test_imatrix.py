@@ -4,6 +4,7 @@ The names of GGUF tensors are written out here, as llama.cpp's own models carry 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,17 @@ def widths(model_type: str) -> dict[str, int]:
     return {name: narrow.get(name, hidden) for name in NAMES[model_type]}
 
 
+def routed_tokens(drawn: np.random.Generator) -> np.ndarray:
+    """Tokens of each expert, where every token goes through two of them that differ."""
+    chosen = drawn.random((N_TOKENS, N_EXPERTS)).argsort(axis=1)[:, :2]
+    return np.bincount(chosen.ravel(), minlength=N_EXPERTS)
+
+
 def tensors_of(model_type: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Sums and counts for every tensor of every block; the same where the same tensor enters."""
     drawn, found = np.random.default_rng(seed), {}
     for layer in range(N_LAYERS):
-        routed = drawn.integers(1, N_TOKENS, N_EXPERTS)
+        routed = routed_tokens(drawn)
         done: dict[frozenset, np.ndarray] = {}
         for name, width in sorted(widths(model_type).items()):
             together = frozenset(next((names for names in SAME_INPUT if name in names), {name}))
@@ -397,11 +404,60 @@ def test_an_imported_mixture_is_stored_as_a_collected_one(mixtral, tmp_path):
         np.testing.assert_allclose(after[name], before[name], rtol=1e-6, err_msg=name)
 
 
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+LARGE = 2**24
+ROUTED = {
+    "one token too few": ([1000, 500, 500, 500, 571], N_TOKENS, "experts 0 to 4: {gate} counts 3071 tokens together"),
+    "one too many": ([1000, 500, 500, 500, 573], N_TOKENS, "experts 0 to 4: {gate} counts 3073 tokens together"),
+    "each of all": ([N_TOKENS] * 5, N_TOKENS, "expected 3072: 2 experts for each of 1536"),
+    "one of more than all": ([1537, 1535, 0, 0, 0], N_TOKENS, "expert 0: {gate} counts 1537 tokens in one expert"),
+    "possible": ([1536, 1536, 0, 0, 0], N_TOKENS, None),
+    "largest without rounding": ([LARGE - 1, LARGE - 2, 0, 0, 1], LARGE - 1, None),
+    "one too few without rounding": ([LARGE - 1, LARGE - 2, 0, 0, 0], LARGE - 1, "counts 33554429 tokens together"),
+    "rounded to fours": ([3 * LARGE, 3 * LARGE + 4, 0, 0, 0], 3 * LARGE + 4, None),
+    "more than rounding": ([3 * LARGE, 2 * LARGE, 0, 0, 0], 3 * LARGE, "expected 100663296: 2 experts for each"),
+}
+
+
+@pytest.mark.parametrize("case", ROUTED)
+def test_counts_of_experts_are_those_of_a_router_that_chooses_two(mixtral, tmp_path, case):
+    counts, n_tokens, message = ROUTED[case]
+    tensors = tensors_of("mixtral")
+    for name in tensors:
+        if name.endswith("counts") and "exps" not in name:
+            tensors[name][:] = n_tokens
+        elif name.endswith("counts"):
+            layer = int(name.split(".")[1])
+            tensors[name][:, 0] = counts if layer else [n_tokens, n_tokens, 0, 0, 0]
+            tensors[name.replace("counts", "in_sum2")][tensors[name][:, 0] == 0] = 0
+    path = write_by_gguf(tmp_path / "a.gguf", tensors)
+    if message is None:
+        import_imatrix(path, mixtral, tmp_path / "out")
+        assert Statistics(tmp_path / "out").routed_tokens()[1].tolist() == counts
+        return
+    told = message.format(gate="blk.1.ffn_gate_exps.weight")
+    with pytest.raises(MismatchError, match=re.escape(f"{path}: layer 1, ") + ".*" + re.escape(told)):
+        import_imatrix(path, mixtral, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_through_which_fewer_tokens_leave_than_enter_is_refused(mixtral, tmp_path):
+    tensors = tensors_of("mixtral")
+    down = tensors["blk.0.ffn_down_exps.weight.counts"]
+    down[[2, 4], 0] += [-1, 1]  # together as many as before
+    told = (
+        rf"layer 0, expert 2: blk\.0\.ffn_gate_exps\.weight counts {down[2, 0] + 1:.0f} tokens, "
+        rf"blk\.0\.ffn_down_exps\.weight {down[2, 0]:.0f}"
+    )
+    with pytest.raises(MismatchError, match=told):
+        import_imatrix(write_by_gguf(tmp_path / "a.gguf", tensors), mixtral, tmp_path / "out")
+
+
 def test_an_expert_without_tokens_is_imported_told_and_never_scored(mixtral, tmp_path):
     tensors = tensors_of("mixtral")
-    for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+    for name in EXPERTS:
         tensors[f"blk.1.{name}.weight.in_sum2"][3] = 0
-        tensors[f"blk.1.{name}.weight.counts"][3] = 0
+        tensors[f"blk.1.{name}.weight.counts"][:, 0] = [N_TOKENS, N_TOKENS - 400, 300, 0, 100]
     routers = [pair(f"blk.{layer}.ffn_gate_inp.weight", np.ones((1, 24)), [N_TOKENS]) for layer in range(N_LAYERS)]
     path = write_by_gguf(tmp_path / "a.gguf", {**tensors, **routers[0], **routers[1]})
     command = ["import-imatrix", str(path), "--model", str(mixtral.directory), "--out", str(tmp_path / "out")]

@@ -23,6 +23,8 @@ from neuronrank.tap_names import of_expert
 PROPAGATION = "imatrix"
 """How a manifest calls what llama.cpp ran: the model as it was converted, perhaps quantized."""
 _NAMED = 3
+_EXACT = 2**24
+"""Below, every count is a float32."""
 Arrays = dict[tuple[str, str], NDArray[Any]]
 
 
@@ -53,7 +55,8 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         SourceError: `out` exists; or the file is no importance matrix, or not a sound one.
         NotFiniteError: a sum or a weight is NaN or infinite.
         UnknownName: an architecture without a layout, or whose importance matrices are not supported.
-        MismatchError: entries are missing, or are of another model; or modules with one input have different sums.
+        MismatchError: entries are missing, or are of another model; or modules with one input have different sums; or
+            experts count tokens that no router can have sent them.
         StorageError: the disk refused a write.
     """
     require_absent(out)
@@ -66,6 +69,7 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     for tap in taps:
         _require_fitting(path, imatrix, tap)
     n_tokens = _n_tokens(path, imatrix, taps)
+    _require_possible_routing(path, imatrix, taps, n_tokens, skeleton.model.config)
     left_out = (*outside, *imatrix.other_tensors)
     calibration = _calibration(path, imatrix, n_tokens, left_out)
     manifest = {
@@ -156,11 +160,49 @@ def _n_tokens(path: Path, imatrix: Imatrix, taps: Sequence[TapEntries]) -> int:
             raise MismatchError(f"{path}: {first} counts {n_tokens} tokens, {name} {count}: some text is missing there")
     if n_tokens == 0:
         raise SourceError(f"{path}: counts no token, so that nothing was measured")
-    for tap in taps:
-        largest = int(_first(imatrix, tap).counts.max())
-        if largest > n_tokens:
-            raise MismatchError(f"{path}: {tap.names[0]} counts {largest} tokens in one expert, of {n_tokens} in all")
     return n_tokens
+
+
+def _require_possible_routing(
+    path: Path, imatrix: Imatrix, taps: Sequence[TapEntries], n_tokens: int, config: Any
+) -> None:
+    """Refuse counts of experts unless every token went through so many experts as the router chooses.
+
+    Counts are float32 in the file: from 2^24 on each, and that of all tokens, is rounded.
+    """
+    entering: dict[int, TapEntries] = {}
+    for tap in taps:
+        if tap.n_experts is None:
+            continue
+        counts, where = _first(imatrix, tap).counts, f"{path}: layer {tap.layer}"
+        first = entering.setdefault(tap.layer, tap)
+        for expert, (one, other) in enumerate(
+            zip(_first(imatrix, first).counts.tolist(), counts.tolist(), strict=True)
+        ):
+            if one != other:
+                raise MismatchError(
+                    f"{where}, expert {expert}: {first.names[0]} counts {one} tokens, {tap.names[0]} {other}, although "
+                    f"the same tokens pass both. Measure it anew"
+                )
+        expert = int(counts.argmax())
+        if counts[expert] > n_tokens:
+            raise MismatchError(
+                f"{where}, expert {expert}: {tap.names[0]} counts {counts[expert]} tokens in one expert, of {n_tokens} "
+                f"in all. Measure it anew"
+            )
+        chosen = int(config.num_experts_per_tok)
+        found, expected = int(counts.sum()), chosen * n_tokens
+        if abs(found - expected) > _rounded_away(counts) + chosen * _rounded_away(np.array([n_tokens])):
+            raise MismatchError(
+                f"{where}, experts 0 to {tap.n_experts - 1}: {tap.names[0]} counts {found} tokens together, expected "
+                f"{expected}: {chosen} experts for each of {n_tokens}. Measure it anew"
+            )
+
+
+def _rounded_away(counts: NDArray[np.int64]) -> int:
+    """Return how far the sum of counts may be from what was counted; a sum over files is rounded more than once."""
+    steps = np.spacing(counts.astype(np.float32)).astype(np.int64)
+    return int(steps[counts >= _EXACT].sum())
 
 
 def _first(imatrix: Imatrix, tap: TapEntries) -> Entry:
