@@ -113,7 +113,8 @@ def _require_gguf(path: Path) -> None:
     if found != MAGIC:
         raise SourceError(
             f"{path}: starts with {found!r}, an importance matrix in GGUF with {MAGIC!r}. If it is of llama.cpp's "
-            f"older format, convert it: llama-imatrix --in-file {path.name} -o {path.stem}.gguf"
+            f"older format, convert it: llama-imatrix --model any.gguf --in-file {path.name} -o {path.stem}.gguf "
+            f"(it asks for a model, any will do)"
         )
 
 
