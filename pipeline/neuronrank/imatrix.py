@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import NotFiniteError, SourceError
-from neuronrank.gguf_container import MAGIC, Container, open_container, write_container
+from neuronrank.gguf_container import Container, open_container, write_container
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _TYPE, _DATASETS = "general.type", "imatrix.datasets"
@@ -63,8 +63,11 @@ def read_imatrix(path: Path) -> Imatrix:
         SourceError: not one, of the older format, corrupt, or with sums, counts or shapes that cannot be.
         NotFiniteError: a sum or a count is NaN or infinite.
     """
-    _require_gguf(path)
-    container = open_container(path)
+    container = open_container(
+        path,
+        f"If it is an importance matrix of llama.cpp's older format, convert it: llama-imatrix --model any.gguf "
+        f"--in-file {path.name} -o {path.stem}.gguf (it asks for a model, any will do)",
+    )
     values = container.values
     if values.get(_TYPE) != _KIND:
         raise SourceError(f"{path}: {_TYPE} is {values.get(_TYPE)!r}, that of an importance matrix is {_KIND!r}")
@@ -102,20 +105,6 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         _CHUNK_SIZE: imatrix.chunk_size,
     }
     write_container(path, values, tensors)
-
-
-def _require_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            found = file.read(len(MAGIC))
-    except OSError as err:
-        raise SourceError(f"{path}: cannot be read: {err.strerror}") from err
-    if found != MAGIC:
-        raise SourceError(
-            f"{path}: starts with {found!r}, an importance matrix in GGUF with {MAGIC!r}. If it is of llama.cpp's "
-            f"older format, convert it: llama-imatrix --model any.gguf --in-file {path.name} -o {path.stem}.gguf "
-            f"(it asks for a model, any will do)"
-        )
 
 
 def _number(container: Container, key: str) -> int:
