@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import neuronrank
 from neuronrank import registry
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.cli import main
@@ -267,10 +268,32 @@ def test_methods_that_read_more_are_refused_and_the_others_are_those_of_the_docu
                 compute_factors(statistics, read_recipe(sections, "r"))
             except ArtifactError as err:
                 served.discard(name)
-                assert "profile 'wanda' keeps no " in str(err)  # noqa: PT017
-                assert "Set collect.profile: " in str(err)  # noqa: PT017
+                told = re.escape(str(tmp_path / "out")) + (
+                    r": was imported from an importance matrix, which holds sums of squares alone, and has no "
+                    r"\w+/\w+\. Use a method that needs no more, as wanda does, or collect the statistics on "
+                    r"calibration text\. Run: dvc repro collect"
+                )
+                assert re.fullmatch(told, str(err))  # noqa: PT017
     listed = (ROOT / "docs/IMATRIX.md").read_text().split("can be scored from it:")[1].split(".")[0]
     assert served == {"wanda", "magnitude", "none"} == set(listed.split("`")[1::2])
+
+
+def test_an_import_opened_from_python_tells_what_it_lacks(llama, tmp_path):
+    import_imatrix(write_by_gguf(tmp_path / "a.gguf", tensors_of("llama")), llama, tmp_path / "out")
+    stats = neuronrank.open_statistics(tmp_path / "out")
+    for access in (
+        lambda: stats.names_on("document"),
+        lambda: stats.names_on("class"),
+        lambda: stats["mlp_in/sum_sq"],
+        lambda: stats.tap(0, "mlp_in").documents("sum_sq"),
+    ):
+        with pytest.raises(ArtifactError, match=r"was imported from an importance matrix, .*dvc repro collect"):
+            access()
+    with pytest.raises(MismatchError, match=r"does not tell documents apart; nsamples 2 cannot be taken from it"):
+        stats.tap(0, "mlp_in", 2)
+    (tmp_path / "out/weights.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"Run: neuronrank import-imatrix"):
+        list(stats.weights)
 
 
 TENSORS = tensors_of("llama")

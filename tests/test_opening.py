@@ -112,6 +112,11 @@ def test_a_layer_that_is_not_there_ends_a_loop(finished_project):
         array[-3]
 
 
+@pytest.mark.parametrize("layer", [-1, 1, 7])
+def test_a_tap_of_a_layer_that_is_not_there_is_refused(stats, layer):
+    refused(ArtifactError, lambda: stats.tap(layer, "neuron"), f"has no layer {layer}; its layers are 0 to 0")
+
+
 def test_what_lies_along_an_axis_has_names(finished_project):
     stats = neuronrank.open_statistics(finished_project.statistics)
     assert stats.names_on("layer") == [0, 1]

@@ -12,6 +12,7 @@ from neuronrank.imatrix import Entry, Imatrix, write_imatrix
 from neuronrank.imatrix_names import TapEntries, entries_of_unknown
 from neuronrank.outputs import require_absent
 from neuronrank.scores import SEQUENTIAL
+from neuronrank.statistics_schema import IMPORTED
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_names import of_expert
 
@@ -75,7 +76,7 @@ def _rounded(sums: NDArray[Any], where: str) -> NDArray[np.float32]:
 def _measured_on(calibration: dict[str, Any]) -> tuple[tuple[str, ...], int, int]:
     """Return datasets, number of chunks and tokens of each: as they were imported, or what was collected."""
     source = calibration["source"]
-    if source.get("source") == "imatrix":
+    if source.get("source") == IMPORTED:
         return tuple(source["datasets"]), source["chunk_count"], source["chunk_size"]
     text = " ".join(canonical_json(source).split())
     return (text,), calibration["n_windows"], calibration["window_tokens"]

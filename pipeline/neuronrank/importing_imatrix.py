@@ -17,11 +17,10 @@ from neuronrank.imatrix import Entry, Imatrix, read_imatrix
 from neuronrank.imatrix_names import TapEntries, names_without_tap, tap_entries
 from neuronrank.outputs import require_absent, resumable_directory
 from neuronrank.skeleton import Skeleton, manifest_of
+from neuronrank.statistics_schema import IMPORTED
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.tap_names import of_expert
 
-PROPAGATION = "imatrix"
-"""How a manifest calls what llama.cpp ran: the model as it was converted, perhaps quantized."""
 _NAMED = 3
 _EXACT = 2**24
 """Below, every count is a float32."""
@@ -75,7 +74,7 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     manifest = {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
         "calibration": calibration,
-        "collect": {"dtype": "unknown", "propagation": PROPAGATION},
+        "collect": {"dtype": "unknown", "propagation": IMPORTED},
         "made_from": {"model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
         **described,
     }
@@ -98,7 +97,7 @@ def _calibration(path: Path, imatrix: Imatrix, n_tokens: int, left_out: Sequence
         "sha256": None,
         "seed": None,
         "source": {
-            "source": PROPAGATION,
+            "source": IMPORTED,
             "id": path.name,
             "sha256": sha256_file(path),
             "datasets": list(imatrix.datasets),

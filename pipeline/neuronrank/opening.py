@@ -216,8 +216,11 @@ class OpenStatistics:
             n_documents: the first so many; all when None.
 
         Raises:
+            ArtifactError: there is no such layer.
             MismatchError: more documents are asked for than were collected.
         """
+        if not 0 <= layer < self.n_layers:
+            raise ArtifactError(f"{self.directory}: has no layer {layer}; its layers are 0 to {self.n_layers - 1}")
         return self._statistics.tap(layer, tap, n_documents)
 
     def names_on(self, axis: str) -> list[Any]:
@@ -236,6 +239,11 @@ class OpenStatistics:
         if axis == "expert" and (experts := n_experts(module.input_tap for module in self.modules.values())):
             return list(range(experts))
         if axis == "document":
+            if self._statistics.is_imported:
+                raise ArtifactError(
+                    f"{self.directory}: was imported from an importance matrix, which does not tell documents apart. "
+                    f"To have them collect the statistics: dvc repro collect"
+                )
             if "origins" not in self._statistics.manifest["calibration"]:
                 raise ArtifactError(
                     f"{self.directory}: its manifest has no calibration.origins. Run: dvc repro collect"
