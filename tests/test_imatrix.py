@@ -25,7 +25,7 @@ from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, SourceError, UnknownName
 from neuronrank.exporting_imatrix import export_imatrix
 from neuronrank.fetching import fetch_model
-from neuronrank.files import sha256_file
+from neuronrank.files import sha256_file, write_sealed_json
 from neuronrank.imatrix_names import SUPPORTED
 from neuronrank.importing_imatrix import import_imatrix
 from neuronrank.mask_store import MaskFile
@@ -397,6 +397,8 @@ def test_what_was_collected_is_exported_and_comes_back(llama, tmp_path):
             sums = np.frombuffer(tensors[f"{key}.in_sum2"][1], np.float32)
             np.testing.assert_allclose(sums, values.double().square().sum(0), rtol=5e-5, err_msg=name)
             assert np.frombuffer(tensors[f"{key}.counts"][1], np.float32).tolist() == [60]
+    assert keys["neuronrank.model_fingerprint"] == llama.fingerprint
+    assert keys["neuronrank.statistics"] == collected.manifest["file_sha256"]
     import_imatrix(tmp_path / "one.gguf", llama, tmp_path / "imported")
     imported = Statistics(tmp_path / "imported")
     for layer in range(N_LAYERS):
@@ -405,6 +407,58 @@ def test_what_was_collected_is_exported_and_comes_back(llama, tmp_path):
             assert np.array_equal(after, before.astype(np.float32).astype(np.float64))
     export_imatrix(tmp_path / "imported", tmp_path / "two.gguf")
     assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
+
+
+def test_an_exported_matrix_is_of_its_model_alone_and_names_its_statistics(llama, tmp_path):
+    collected = collect(llama, tmp_path / "collected", "wanda")
+    export_imatrix(collected.directory, tmp_path / "one.gguf")
+    assert not import_says_names_fit(tmp_path / "one.gguf", llama, tmp_path / "imported")
+    made_from = json.loads((tmp_path / "imported/manifest.json").read_text())["made_from"]
+    seal = collected.manifest["file_sha256"]
+    assert made_from == {
+        "model": llama.fingerprint,
+        "exported": seal,
+        "imatrix": sha256_file(tmp_path / "one.gguf"),
+    }
+    directories = [str(tmp_path / "imported"), str(collected.directory)]
+    alone = CliRunner().invoke(main, ["verify", directories[0]])
+    assert alone.exit_code == 0, alone.output  # the earlier statistics need not be kept
+    together = CliRunner().invoke(main, ["verify", *directories])
+    assert f"imported: made from statistics {collected.directory} ({seal[:12]}…)" in together.output
+    same_shape = fetched(tmp_path / "other", "mistral")
+    with pytest.raises(
+        MismatchError, match=rf"of model {llama.fingerprint[:12]}…, and .*{same_shape.fingerprint[:12]}"
+    ):
+        import_imatrix(tmp_path / "one.gguf", same_shape, tmp_path / "out")
+    assert import_says_names_fit(write_by_gguf(tmp_path / "theirs.gguf", TENSORS), llama, tmp_path / "theirs")
+
+
+def import_says_names_fit(path: Path, model: ModelArtifact, out: Path) -> bool:
+    command = ["import-imatrix", str(path), "--model", str(model.directory), "--out", str(out)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    return "does not say which model it was measured on" in done.output
+
+
+def test_counts_that_float32_rounds_are_told_and_those_that_no_import_takes_are_refused(llama, tmp_path):
+    directory = tmp_path / "collected"
+    path = directory / "manifest.json"
+    collect(llama, directory, "wanda")
+    for n_tokens, written in ((2**24, 2**24), (2**24 + 1, 2**24), (2**31 - 65, 2**31 - 128), (2**31 - 64, None)):
+        manifest = json.loads(path.read_text())
+        manifest["calibration"] |= {"n_windows": 1, "window_tokens": n_tokens}
+        write_sealed_json(path, manifest)
+        out = tmp_path / f"{n_tokens}.gguf"
+        done = CliRunner().invoke(main, ["export-imatrix", str(directory), "--out", str(out)])
+        if written is None:
+            assert done.exit_code == 1
+            assert "counts 2147483584 tokens, as float32 2147483648; 2147483647 at most" in done.output
+            assert not out.exists()
+            continue
+        assert ("14 counts of tokens are above 2^24 and were rounded" in done.stderr) == (written != n_tokens)
+        counts = read_by_gguf(out)[1]["blk.1.ffn_up.weight.counts"][1]
+        assert np.frombuffer(counts, np.float32).tolist() == [written]
+        import_imatrix(out, llama, tmp_path / f"{n_tokens}")
 
 
 def test_an_imported_mixture_is_stored_as_a_collected_one(mixtral, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuronrank.errors import NeuronrankError, NotFiniteError, SourceError
-from neuronrank.gguf_container import open_container
+from neuronrank.gguf_container import open_container, write_container
 from neuronrank.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from tests.imatrix_files import KEYS, pair, read_by_gguf, write_by_gguf
 
@@ -96,6 +96,33 @@ def test_what_cannot_be_is_refused(tmp_path, fault):
     with pytest.raises(error, match=message) as caught:
         read_imatrix(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"model_fingerprint": "a" * 64}, {"model_fingerprint": "a" * 64, "statistics": "b"}]
+)
+def test_what_it_was_exported_from_is_two_digests_or_nothing(tmp_path, stated):
+    entries = {Q: Entry(np.ones((1, 2), np.float32), np.array([1]))}
+    write_imatrix(tmp_path / "a.gguf", Imatrix(entries, (), 1, 1, made_from={"model": "a" * 64, "exported": "b" * 64}))
+    keys, _ = read_by_gguf(tmp_path / "a.gguf")
+    assert {key: one for key, one in keys.items() if key.startswith("neuronrank.")} == {
+        "neuronrank.model_fingerprint": "a" * 64,
+        "neuronrank.statistics": "b" * 64,
+    }
+    assert read_imatrix(tmp_path / "a.gguf").made_from == {"model": "a" * 64, "exported": "b" * 64}
+    values = {f"neuronrank.{key}": value for key, value in stated.items()}
+    tensors = {name: np.float32(values) for name, values in TENSORS.items()}
+    write_container(tmp_path / "b.gguf", {**VALUES, **values}, tensors)
+    with pytest.raises(SourceError, match="expected two SHA-256, or neither key"):
+        read_imatrix(tmp_path / "b.gguf")
+
+
+VALUES = {
+    "general.type": "imatrix",
+    "imatrix.datasets": ["a"],
+    "imatrix.chunk_count": 1,
+    "imatrix.chunk_size": 1,
+}
 
 
 def test_a_file_without_sums_is_refused(tmp_path):

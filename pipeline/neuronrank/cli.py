@@ -99,7 +99,8 @@ def import_imatrix(file: Path, model: Path, out: Path) -> None:
 
     found = read_into(file, open_model(model), out)
     click.echo(f"{out}: sums of {found.n_tokens} tokens from {found.n_entries} entries")
-    click.echo("the file does not say which model it was measured on; names and shapes fit this one")
+    if not found.names_its_model:
+        click.echo("the file does not say which model it was measured on; names and shapes fit this one")
     if found.left_out:
         click.echo(f"left out, as no module that is pruned has them: {len(found.left_out)} tensors or entries")
     if found.n_empty_experts:
@@ -110,14 +111,20 @@ def import_imatrix(file: Path, model: Path, out: Path) -> None:
 @click.argument("statistics", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="GGUF file to write; must not exist.")
 def export_imatrix(statistics: Path, out: Path) -> None:
-    """Write statistics as an importance matrix, for llama-quantize --imatrix.
+    """Write statistics as an importance matrix, for llama-quantize --imatrix: entries of what is pruned, no others.
 
     Example: neuronrank export-imatrix artifacts/statistics --out imatrix.gguf
     """
     from neuronrank.exporting_imatrix import export_imatrix as write_from
+    from neuronrank.imatrix import rounded_counts
 
     written = write_from(statistics, out)
     click.echo(f"{out}: {len(written.entries)} entries, {written.chunk_count} chunks of {written.chunk_size} tokens")
+    n_rounded = sum(map(rounded_counts, written.entries.values()))
+    if n_rounded:
+        click.echo(
+            f"{n_rounded} counts of tokens are above 2^24 and were rounded to float32, as in llama.cpp", err=True
+        )
 
 
 @main.command()

@@ -12,6 +12,7 @@ from neuronrank.imatrix import Entry, Imatrix, write_imatrix
 from neuronrank.imatrix_names import TapEntries, entries_of_unknown
 from neuronrank.outputs import require_absent
 from neuronrank.scores import SEQUENTIAL
+from neuronrank.seals import FIELD
 from neuronrank.statistics_schema import IMPORTED
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_names import of_expert
@@ -20,15 +21,19 @@ from neuronrank.tap_names import of_expert
 def export_imatrix(directory: Path, out: Path) -> Imatrix:
     """Write the total sums of squares of all modules' inputs, and counts of tokens, rounded once to float32.
 
-    What was imported comes out bit for bit as it went in. Sums that were collected are float64: they are rounded to
-    the nearest float32 here, and keep those bits from then on.
+    The entries of modules that were imported come out bit for bit as they went in; what was left out then, such as
+    those of routers, does not. Sums that were collected are float64: they are rounded to the nearest float32 here,
+    and keep those bits from then on.
 
     Args:
         directory: of the artifact, of any profile.
         out: file to write; must not exist.
 
+    Returns:
+        What was written, counts before they were rounded (`imatrix.rounded_counts`).
+
     Raises:
-        SourceError: `out` exists.
+        SourceError: `out` exists; or a count of tokens is larger than can be imported.
         ArtifactError: no statistics artifact, or one that is incomplete or corrupt.
         UnknownName: of an architecture whose importance matrices are not supported.
         MismatchError: measured behind pruned layers.
@@ -49,7 +54,7 @@ def export_imatrix(directory: Path, out: Path) -> Imatrix:
     entries: dict[str, Entry] = {}
     for tap in taps:
         entries |= dict.fromkeys(tap.names, _entry(statistics, tap, n_tokens))
-    imatrix = Imatrix(entries, *_measured_on(calibration))
+    imatrix = Imatrix(entries, *_measured_on(calibration), made_from=_made_from(manifest))
     write_imatrix(out, imatrix)
     return imatrix
 
@@ -80,3 +85,11 @@ def _measured_on(calibration: dict[str, Any]) -> tuple[tuple[str, ...], int, int
         return tuple(source["datasets"]), source["chunk_count"], source["chunk_size"]
     text = " ".join(canonical_json(source).split())
     return (text,), calibration["n_windows"], calibration["window_tokens"]
+
+
+def _made_from(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return model and statistics, or what was imported of them: nothing is added to what others measured."""
+    earlier, model = manifest["made_from"], manifest["model"]["fingerprint"]
+    if manifest["calibration"]["source"].get("source") != IMPORTED:
+        return {"model": model, "exported": manifest[FIELD]}
+    return {"model": model, "exported": earlier["exported"]} if "exported" in earlier else {}

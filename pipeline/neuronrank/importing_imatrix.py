@@ -38,12 +38,15 @@ class Imported:
     """Entries of weights that are not pruned, and tensors that are neither sums of squares nor counts."""
     n_empty_experts: int
     """Experts that saw no token: they cannot be scored."""
+    names_its_model: bool
+    """Whether the file said which model it was measured on, as those that were exported here do."""
 
 
 def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     """Write a statistics artifact of profile `wanda`: an importance matrix's sums, and those of a model's weights.
 
-    The file does not say which model it was measured on: names and shapes are all that can be compared.
+    A file of llama.cpp does not say which model it was measured on: names and shapes are all that can be compared. One
+    that was exported here does, and is of that model alone.
 
     Args:
         path: of the importance matrix.
@@ -60,6 +63,11 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     """
     require_absent(out)
     imatrix = read_imatrix(path)
+    if imatrix.made_from.get("model", model.fingerprint) != model.fingerprint:
+        raise MismatchError(
+            f"{path}: was exported from statistics of model {imatrix.made_from['model'][:12]}…, and "
+            f"{model.directory} holds {model.fingerprint[:12]}…. Give that model"
+        )
     skeleton = Skeleton(model.checkpoint(), torch.bfloat16)
     described = manifest_of(skeleton)
     modules, n_layers = described["modules"], described["n_layers"]
@@ -75,7 +83,7 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
         "calibration": calibration,
         "collect": {"dtype": "unknown", "propagation": IMPORTED},
-        "made_from": {"model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
+        "made_from": {**imatrix.made_from, "model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
         **described,
     }
     with resumable_directory(out, sha256_text(canonical_json(manifest))) as work:
@@ -86,7 +94,8 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
             writer.write_layer(layer, _arrays(imatrix, [tap for tap in taps if tap.layer == layer]), weights)
         writer.finish(manifest)
     n_empty = sum(int(np.count_nonzero(_first(imatrix, tap).counts == 0)) for tap in taps if tap.tap == "mlp_in")
-    return Imported(n_tokens, len(imatrix.entries) - len(outside), left_out, n_empty)
+    n_entries = len(imatrix.entries) - len(outside)
+    return Imported(n_tokens, n_entries, left_out, n_empty, "model" in imatrix.made_from)
 
 
 def _calibration(path: Path, imatrix: Imatrix, n_tokens: int, left_out: Sequence[str]) -> dict[str, Any]:
