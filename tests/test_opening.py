@@ -226,6 +226,8 @@ def test_the_package_loads_nothing_and_reading_loads_no_torch(stats):
         "assert stats['neuron/tf_sum'][0].tolist() == [50, 60];"
         f"assert stats.weights['{GATE}.row_sum_abs'].tolist() == [1, 2];"
         "str(stats), stats.tap(0, 'neuron').total('sum_abs');"
+        "loaded = {'numpy', 'zarr', 'safetensors', 'pydantic'} - set(sys.modules);"  # as docs/READING.md says
+        "assert not loaded, loaded;"
         "loaded = {'torch', 'transformers'} & set(sys.modules);"
         "assert not loaded, loaded"
     )
