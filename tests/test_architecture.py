@@ -89,6 +89,8 @@ FILES = {
     "inspecting.py": {"torch", "transformers", "neuronrank.scoring"},
     "opening.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
     "differ*.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "artifact_kinds.py": {"torch", "transformers", "gguf", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "export_description.py": {"torch", "transformers", "neuronrank.checkpoint", "neuronrank.export"},
     "printing.py": {"torch", "transformers"},
     "sizing.py": {"torch", "transformers", "neuronrank.scoring"},
     "gguf_container.py": {"torch", "transformers", "gguf", "neuronrank.statistics_store"},

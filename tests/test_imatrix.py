@@ -440,6 +440,25 @@ def import_says_names_fit(path: Path, model: ModelArtifact, out: Path) -> bool:
     return "does not say which model it was measured on" in done.output
 
 
+def test_verify_confirms_the_file_that_statistics_were_imported_from(llama, tmp_path):
+    path, out = write_by_gguf(tmp_path / "a.gguf", TENSORS), tmp_path / "out"
+    import_imatrix(path, llama, out)
+    done = CliRunner().invoke(main, ["verify", str(path), str(out)])
+    assert done.exit_code == 0, done.output
+    digest = sha256_file(path)[:12]
+    assert f"ok     {path}: imatrix: sha256 {digest}…" in done.output
+    assert f"ok     {path}: sums and counts of 14 weights, all finite" in done.output
+    assert f"ok     {out}: made from imatrix {path} ({digest}…)" in done.output
+    other = write_by_gguf(tmp_path / "b.gguf", {**TENSORS, **pair(DOWN, np.ones((1, 40)), [N_TOKENS])})
+    differs = CliRunner().invoke(main, ["verify", str(other), str(out)])
+    assert differs.exit_code == 1
+    assert f"FAULT  {out}: made from imatrix {digest}…, which differs: {other}" in differs.output
+    unsound = write_by_gguf(tmp_path / "c.gguf", {**TENSORS, **pair(DOWN, np.full((1, 40), np.nan), [N_TOKENS])})
+    refused = CliRunner().invoke(main, ["verify", str(unsound)])
+    assert refused.exit_code == 1
+    assert f"FAULT  {unsound}: {DOWN}: 40 of 40 sums of squares are NaN" in refused.output
+
+
 def test_counts_that_float32_rounds_are_told_and_those_that_no_import_takes_are_refused(llama, tmp_path):
     directory = tmp_path / "collected"
     path = directory / "manifest.json"

@@ -248,7 +248,8 @@ def inspect(path: Path, as_json: bool) -> None:
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Say in which settings, and then numbers, two artifacts of one kind differ.
 
-    Statistics and models are directories; scores, masks, losses and token windows are files. NaN equals NaN.
+    Statistics, models and exported models are directories; scores, masks, losses, token windows and importance matrices
+    of llama.cpp are files. NaN equals NaN.
 
     Exit code: 0 when they are equal, 1 when they differ, 2 on an error.
 
@@ -272,7 +273,7 @@ def verify(paths: tuple[Path, ...]) -> None:
     """Check that artifacts are whole and sound, and say which of them were made from which.
 
     PATHS are directories of statistics, of a model or of an exported model; files of scores, masks, losses or token
-    windows; or directories that hold such. The exit code is 0 only when no fault is found.
+    windows; or directories that hold such; or importance matrices. The exit code is 0 only when no fault is found.
 
     Example: neuronrank verify artifacts
     """

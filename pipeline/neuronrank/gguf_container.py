@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import SourceError
 from neuronrank.outputs import output_file
+from neuronrank.regular_files import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -90,6 +91,15 @@ class Container:
                     raise SourceError(f"{self.path}: became shorter while it was read")
                 found[name] = values.reshape(entry.shape)
         return found
+
+
+def is_container(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does; False also for what is no file, or cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
 
 
 def open_container(path: Path, remedy: str = "Fetch it again") -> Container:

@@ -22,7 +22,8 @@ def verify(paths: Sequence[Path]) -> list[Finding]:
 
     Args:
         paths: directories of statistics, of a model, of an exported model, or that hold such and files; files of
-            scores, masks, losses and token windows.
+            scores, masks, losses, token windows and importance matrices. (Of what a directory holds, GGUF files are
+            left out: they may be models.)
 
     Returns:
         Everything that was checked, in the order of the paths, then the links between the artifacts.
