@@ -15,9 +15,10 @@ import click
 import psutil
 from tqdm import tqdm
 
-from neuronrank.errors import NeuronrankError, ParamsError, told
+from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.files import write_json
 from neuronrank.locks import one_writer
+from neuronrank.printing import told
 
 InFile = click.Path(exists=True, dir_okay=False, path_type=Path)
 InDirectory = click.Path(exists=True, file_okay=False, path_type=Path)

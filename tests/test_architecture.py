@@ -89,6 +89,9 @@ FILES = {
     "inspecting.py": {"torch", "transformers", "neuronrank.scoring"},
     "opening.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
     "differ*.py": {"torch", "transformers", "zarr", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "artifact_kinds.py": {"torch", "transformers", "gguf", "neuronrank.scoring", "neuronrank.checkpoint"},
+    "export_description.py": {"torch", "transformers", "neuronrank.checkpoint", "neuronrank.export"},
+    "printing.py": {"torch", "transformers"},
     "sizing.py": {"torch", "transformers", "neuronrank.scoring"},
     "gguf_container.py": {"torch", "transformers", "gguf", "neuronrank.statistics_store"},
     "imatrix.py": {"torch", "transformers", "gguf", "neuronrank.statistics_store"},
@@ -111,7 +114,7 @@ def test_files_stay_within_their_layer(pattern):
 
 def test_what_all_share_imports_nothing_else():
     names = ("errors", "files", "locks", "outputs", "params", "registry")
-    names = (*names, "regular_files", "safetensors_header", "seals", "storage")
+    names = (*names, "printing", "regular_files", "safetensors_header", "seals", "storage")
     shared = {"neuronrank", *(f"neuronrank.{name}" for name in names)}
     for name in names:
         path = LIBRARY / f"{name}.py"

@@ -6,11 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
+from neuronrank import differing
+from neuronrank.artifact_kinds import KINDS, MODEL_FILE, MODEL_SCHEMA
 from neuronrank.cli import main
-from neuronrank.differing import MODEL_FILE, MODEL_SCHEMA, difference
+from neuronrank.differing import difference
 from neuronrank.differing_settings import differing_settings
 from neuronrank.differing_values import ArraySource, array_difference
 from neuronrank.files import write_sealed_json
@@ -20,6 +24,7 @@ from neuronrank.score_store import SCHEMA, write_scores
 from neuronrank.statistics_store import MANIFEST
 from neuronrank.windows import write_windows
 from tests import artifacts
+from tests.imatrix_files import pair, write_by_gguf
 
 GATE, DOWN, UP = (f"model.layers.0.mlp.{name}_proj" for name in ("gate", "down", "up"))
 SHARED = {
@@ -366,10 +371,95 @@ def test_models_are_compared_by_their_digests(tmp_path):
     assert difference(one, model(tmp_path / "c"))["equal"]
 
 
+def test_exported_models_are_compared_file_by_file_and_tensor_by_tensor(finished_project, tmp_path):
+    model = finished_project.artifacts / "model"
+    for name in ("wanda", "hybrid"):
+        mask = finished_project.mask(name, "50pct")
+        command = ["export", "--model", str(model), "--mask", str(mask), "--out", str(tmp_path / name)]
+        assert CliRunner().invoke(main, command).exit_code == 0
+    one, two = tmp_path / "wanda", tmp_path / "hybrid"
+    assert run(one, one, code=0).endswith("equal\n")
+    found = difference(one, two)
+    held: list[dict] = [{}, {}]
+    for tensors, directory in zip(held, (one, two), strict=True):
+        for path in directory.glob("*.safetensors"):
+            tensors.update(load_file(path))
+    assert found["n_compared"] == len(held[0]) > 14
+    other = {name for name in held[0] if not torch.equal(held[0][name], held[1][name])}
+    assert other
+    assert set(found["contents"]) == other
+    assert {"key": "recipe", "a": "wanda", "b": "hybrid"} in found["settings"]
+    assert not any(entry["key"].startswith(("sha256", "files", "sparsity")) for entry in found["settings"])
+    again = shutil.copytree(one, tmp_path / "again")
+    header = json.loads((again / "neuronrank.json").read_text())
+    (again / "config.json").write_text((again / "config.json").read_text() + " ")
+    assert "again/config.json: has" in run(one, again, code=2)
+    paths = (path for path in again.rglob("*") if path.is_file() and path.name != "neuronrank.json")
+    write_sealed_json(again / "neuronrank.json", {**header, "files": file_entries(again, paths)})
+    found = difference(one, again)
+    assert [entry["key"] for entry in found["settings"]] == ["sha256.config.json"]
+    assert found["contents"] == []
+
+
+def test_importance_matrices_are_compared_number_by_number(tmp_path):
+    name = "blk.0.attn_q.weight"
+    one = write_by_gguf(tmp_path / "a.gguf", pair(name, [[1, 2, 4]], [9]))
+    two = write_by_gguf(tmp_path / "b.gguf", pair(name, [[1, 2, 5]], [8]), chunk_size=256)
+    found = difference(one, two)
+    assert (found["artifact"], found["schema"]) == ("imatrix", "imatrix")
+    assert found["settings"] == [{"key": "chunk_size", "a": 512, "b": 256}]
+    rows = {row["array"]: row["largest_absolute"] for row in found["arrays"]}
+    assert rows == {
+        f"{name}.in_sum2": {"value": 1.0, "index": [0, 2], "a": 4.0, "b": 5.0},
+        f"{name}.counts": {"value": 1, "index": [0], "a": 9, "b": 8},
+    }
+    assert run(one, one, code=0).endswith("equal\n")
+    assert "general.type is 'model'" in run(one, write_by_gguf(tmp_path / "m.gguf", {}, kind="model"), code=2)
+    assert "only artifacts of one kind" in run(one, scores(tmp_path / "scores"), code=2)
+
+
+def test_every_kind_of_artifact_can_be_compared():
+    assert differing._READERS.keys() == set(KINDS.values())
+
+
 def test_the_names_of_a_models_file_are_those_of_the_checkpoint():
     from neuronrank import checkpoint
 
     assert (MODEL_FILE, MODEL_SCHEMA) == (checkpoint.MODEL_FILE, checkpoint.SCHEMA)
+
+
+# What others wrote
+
+STEERING = "w\x1b]0;owned\x07\x1b[2J\r\n\x9b1m\u202e"
+ESCAPED = r"w\x1b]0;owned\x07\x1b[2J\r\n\x9b1m\u202e"
+
+
+@pytest.mark.parametrize("command", ["inspect", "diff", "verify"])
+def test_texts_of_an_artifact_steer_no_terminal(tmp_path, command):
+    """With color=True click leaves escape sequences as they are; without it, it takes them out itself."""
+    plain = scores(tmp_path / "a")
+    hostile = scores(tmp_path / "b", {f"{GATE}{STEERING}.row": [1, 2, np.nan, 4]}, recipe=STEERING)
+    arguments = [command, *([plain] if command == "diff" else []), hostile]
+    done = CliRunner().invoke(main, [str(part) for part in arguments], color=True)
+    assert all(line.isprintable() for line in done.output.split("\n"))
+    assert ESCAPED in done.output
+
+
+def test_an_error_steers_no_terminal(tmp_path):
+    done = CliRunner().invoke(main, ["inspect", str(tmp_path / "a\x1b[2J")], color=True)
+    assert r"a\x1b[2J: not found" in done.output
+    assert "\x1b" not in done.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "diff"])
+def test_json_of_such_texts_is_escaped_and_means_the_same(tmp_path, command):
+    steering = STEERING + "\U000e0001"  # beyond 16 bits
+    plain, hostile = scores(tmp_path / "a"), scores(tmp_path / "b", recipe=steering)
+    arguments = ["inspect", str(hostile)] if command == "inspect" else ["diff", str(plain), str(hostile)]
+    done = CliRunner().invoke(main, [*arguments, "--json"], color=True)
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    found = json.loads(done.stdout)
+    assert (found["recipe"] if command == "inspect" else found["settings"][-1]["b"]) == steering
 
 
 # What cannot be compared

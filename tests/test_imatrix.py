@@ -4,6 +4,7 @@ The names of GGUF tensors are written out here, as llama.cpp's own models carry 
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import neuronrank
 from neuronrank import registry
 from neuronrank.checkpoint import ModelArtifact, open_model
 from neuronrank.cli import main
@@ -23,7 +25,7 @@ from neuronrank.collection import CollectParams
 from neuronrank.errors import ArtifactError, DegenerateError, MismatchError, NotFiniteError, SourceError, UnknownName
 from neuronrank.exporting_imatrix import export_imatrix
 from neuronrank.fetching import fetch_model
-from neuronrank.files import sha256_file
+from neuronrank.files import sha256_file, write_sealed_json
 from neuronrank.imatrix_names import SUPPORTED
 from neuronrank.importing_imatrix import import_imatrix
 from neuronrank.mask_store import MaskFile
@@ -82,11 +84,17 @@ def widths(model_type: str) -> dict[str, int]:
     return {name: narrow.get(name, hidden) for name in NAMES[model_type]}
 
 
+def routed_tokens(drawn: np.random.Generator) -> np.ndarray:
+    """Tokens of each expert, where every token goes through two of them that differ."""
+    chosen = drawn.random((N_TOKENS, N_EXPERTS)).argsort(axis=1)[:, :2]
+    return np.bincount(chosen.ravel(), minlength=N_EXPERTS)
+
+
 def tensors_of(model_type: str, seed: int = 0) -> dict[str, np.ndarray]:
     """Sums and counts for every tensor of every block; the same where the same tensor enters."""
     drawn, found = np.random.default_rng(seed), {}
     for layer in range(N_LAYERS):
-        routed = drawn.integers(1, N_TOKENS, N_EXPERTS)
+        routed = routed_tokens(drawn)
         done: dict[frozenset, np.ndarray] = {}
         for name, width in sorted(widths(model_type).items()):
             together = frozenset(next((names for names in SAME_INPUT if name in names), {name}))
@@ -260,10 +268,32 @@ def test_methods_that_read_more_are_refused_and_the_others_are_those_of_the_docu
                 compute_factors(statistics, read_recipe(sections, "r"))
             except ArtifactError as err:
                 served.discard(name)
-                assert "profile 'wanda' keeps no " in str(err)  # noqa: PT017
-                assert "Set collect.profile: " in str(err)  # noqa: PT017
+                told = re.escape(str(tmp_path / "out")) + (
+                    r": was imported from an importance matrix, which holds sums of squares alone, and has no "
+                    r"\w+/\w+\. Use a method that needs no more, as wanda does, or collect the statistics on "
+                    r"calibration text\. Run: dvc repro collect"
+                )
+                assert re.fullmatch(told, str(err))  # noqa: PT017
     listed = (ROOT / "docs/IMATRIX.md").read_text().split("can be scored from it:")[1].split(".")[0]
     assert served == {"wanda", "magnitude", "none"} == set(listed.split("`")[1::2])
+
+
+def test_an_import_opened_from_python_tells_what_it_lacks(llama, tmp_path):
+    import_imatrix(write_by_gguf(tmp_path / "a.gguf", tensors_of("llama")), llama, tmp_path / "out")
+    stats = neuronrank.open_statistics(tmp_path / "out")
+    for access in (
+        lambda: stats.names_on("document"),
+        lambda: stats.names_on("class"),
+        lambda: stats["mlp_in/sum_sq"],
+        lambda: stats.tap(0, "mlp_in").documents("sum_sq"),
+    ):
+        with pytest.raises(ArtifactError, match=r"was imported from an importance matrix, .*dvc repro collect"):
+            access()
+    with pytest.raises(MismatchError, match=r"does not tell documents apart; nsamples 2 cannot be taken from it"):
+        stats.tap(0, "mlp_in", 2)
+    (tmp_path / "out/weights.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"Run: neuronrank import-imatrix"):
+        list(stats.weights)
 
 
 TENSORS = tensors_of("llama")
@@ -367,6 +397,8 @@ def test_what_was_collected_is_exported_and_comes_back(llama, tmp_path):
             sums = np.frombuffer(tensors[f"{key}.in_sum2"][1], np.float32)
             np.testing.assert_allclose(sums, values.double().square().sum(0), rtol=5e-5, err_msg=name)
             assert np.frombuffer(tensors[f"{key}.counts"][1], np.float32).tolist() == [60]
+    assert keys["neuronrank.model_fingerprint"] == llama.fingerprint
+    assert keys["neuronrank.statistics"] == collected.manifest["file_sha256"]
     import_imatrix(tmp_path / "one.gguf", llama, tmp_path / "imported")
     imported = Statistics(tmp_path / "imported")
     for layer in range(N_LAYERS):
@@ -375,6 +407,77 @@ def test_what_was_collected_is_exported_and_comes_back(llama, tmp_path):
             assert np.array_equal(after, before.astype(np.float32).astype(np.float64))
     export_imatrix(tmp_path / "imported", tmp_path / "two.gguf")
     assert (tmp_path / "two.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()
+
+
+def test_an_exported_matrix_is_of_its_model_alone_and_names_its_statistics(llama, tmp_path):
+    collected = collect(llama, tmp_path / "collected", "wanda")
+    export_imatrix(collected.directory, tmp_path / "one.gguf")
+    assert not import_says_names_fit(tmp_path / "one.gguf", llama, tmp_path / "imported")
+    made_from = json.loads((tmp_path / "imported/manifest.json").read_text())["made_from"]
+    seal = collected.manifest["file_sha256"]
+    assert made_from == {
+        "model": llama.fingerprint,
+        "exported": seal,
+        "imatrix": sha256_file(tmp_path / "one.gguf"),
+    }
+    directories = [str(tmp_path / "imported"), str(collected.directory)]
+    alone = CliRunner().invoke(main, ["verify", directories[0]])
+    assert alone.exit_code == 0, alone.output  # the earlier statistics need not be kept
+    together = CliRunner().invoke(main, ["verify", *directories])
+    assert f"imported: made from statistics {collected.directory} ({seal[:12]}…)" in together.output
+    same_shape = fetched(tmp_path / "other", "mistral")
+    with pytest.raises(
+        MismatchError, match=rf"of model {llama.fingerprint[:12]}…, and .*{same_shape.fingerprint[:12]}"
+    ):
+        import_imatrix(tmp_path / "one.gguf", same_shape, tmp_path / "out")
+    assert import_says_names_fit(write_by_gguf(tmp_path / "theirs.gguf", TENSORS), llama, tmp_path / "theirs")
+
+
+def import_says_names_fit(path: Path, model: ModelArtifact, out: Path) -> bool:
+    command = ["import-imatrix", str(path), "--model", str(model.directory), "--out", str(out)]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 0, done.output
+    return "does not say which model it was measured on" in done.output
+
+
+def test_verify_confirms_the_file_that_statistics_were_imported_from(llama, tmp_path):
+    path, out = write_by_gguf(tmp_path / "a.gguf", TENSORS), tmp_path / "out"
+    import_imatrix(path, llama, out)
+    done = CliRunner().invoke(main, ["verify", str(path), str(out)])
+    assert done.exit_code == 0, done.output
+    digest = sha256_file(path)[:12]
+    assert f"ok     {path}: imatrix: sha256 {digest}…" in done.output
+    assert f"ok     {path}: sums and counts of 14 weights, all finite" in done.output
+    assert f"ok     {out}: made from imatrix {path} ({digest}…)" in done.output
+    other = write_by_gguf(tmp_path / "b.gguf", {**TENSORS, **pair(DOWN, np.ones((1, 40)), [N_TOKENS])})
+    differs = CliRunner().invoke(main, ["verify", str(other), str(out)])
+    assert differs.exit_code == 1
+    assert f"FAULT  {out}: made from imatrix {digest}…, which differs: {other}" in differs.output
+    unsound = write_by_gguf(tmp_path / "c.gguf", {**TENSORS, **pair(DOWN, np.full((1, 40), np.nan), [N_TOKENS])})
+    refused = CliRunner().invoke(main, ["verify", str(unsound)])
+    assert refused.exit_code == 1
+    assert f"FAULT  {unsound}: {DOWN}: 40 of 40 sums of squares are NaN" in refused.output
+
+
+def test_counts_that_float32_rounds_are_told_and_those_that_no_import_takes_are_refused(llama, tmp_path):
+    directory = tmp_path / "collected"
+    path = directory / "manifest.json"
+    collect(llama, directory, "wanda")
+    for n_tokens, written in ((2**24, 2**24), (2**24 + 1, 2**24), (2**31 - 65, 2**31 - 128), (2**31 - 64, None)):
+        manifest = json.loads(path.read_text())
+        manifest["calibration"] |= {"n_windows": 1, "window_tokens": n_tokens}
+        write_sealed_json(path, manifest)
+        out = tmp_path / f"{n_tokens}.gguf"
+        done = CliRunner().invoke(main, ["export-imatrix", str(directory), "--out", str(out)])
+        if written is None:
+            assert done.exit_code == 1
+            assert "counts 2147483584 tokens, as float32 2147483648; 2147483647 at most" in done.output
+            assert not out.exists()
+            continue
+        assert ("14 counts of tokens are above 2^24 and were rounded" in done.stderr) == (written != n_tokens)
+        counts = read_by_gguf(out)[1]["blk.1.ffn_up.weight.counts"][1]
+        assert np.frombuffer(counts, np.float32).tolist() == [written]
+        import_imatrix(out, llama, tmp_path / f"{n_tokens}")
 
 
 def test_an_imported_mixture_is_stored_as_a_collected_one(mixtral, tmp_path):
@@ -397,11 +500,60 @@ def test_an_imported_mixture_is_stored_as_a_collected_one(mixtral, tmp_path):
         np.testing.assert_allclose(after[name], before[name], rtol=1e-6, err_msg=name)
 
 
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+LARGE = 2**24
+ROUTED = {
+    "one token too few": ([1000, 500, 500, 500, 571], N_TOKENS, "experts 0 to 4: {gate} counts 3071 tokens together"),
+    "one too many": ([1000, 500, 500, 500, 573], N_TOKENS, "experts 0 to 4: {gate} counts 3073 tokens together"),
+    "each of all": ([N_TOKENS] * 5, N_TOKENS, "expected 3072: 2 experts for each of 1536"),
+    "one of more than all": ([1537, 1535, 0, 0, 0], N_TOKENS, "expert 0: {gate} counts 1537 tokens in one expert"),
+    "possible": ([1536, 1536, 0, 0, 0], N_TOKENS, None),
+    "largest without rounding": ([LARGE - 1, LARGE - 2, 0, 0, 1], LARGE - 1, None),
+    "one too few without rounding": ([LARGE - 1, LARGE - 2, 0, 0, 0], LARGE - 1, "counts 33554429 tokens together"),
+    "rounded to fours": ([3 * LARGE, 3 * LARGE + 4, 0, 0, 0], 3 * LARGE + 4, None),
+    "more than rounding": ([3 * LARGE, 2 * LARGE, 0, 0, 0], 3 * LARGE, "expected 100663296: 2 experts for each"),
+}
+
+
+@pytest.mark.parametrize("case", ROUTED)
+def test_counts_of_experts_are_those_of_a_router_that_chooses_two(mixtral, tmp_path, case):
+    counts, n_tokens, message = ROUTED[case]
+    tensors = tensors_of("mixtral")
+    for name in tensors:
+        if name.endswith("counts") and "exps" not in name:
+            tensors[name][:] = n_tokens
+        elif name.endswith("counts"):
+            layer = int(name.split(".")[1])
+            tensors[name][:, 0] = counts if layer else [n_tokens, n_tokens, 0, 0, 0]
+            tensors[name.replace("counts", "in_sum2")][tensors[name][:, 0] == 0] = 0
+    path = write_by_gguf(tmp_path / "a.gguf", tensors)
+    if message is None:
+        import_imatrix(path, mixtral, tmp_path / "out")
+        assert Statistics(tmp_path / "out").routed_tokens()[1].tolist() == counts
+        return
+    told = message.format(gate="blk.1.ffn_gate_exps.weight")
+    with pytest.raises(MismatchError, match=re.escape(f"{path}: layer 1, ") + ".*" + re.escape(told)):
+        import_imatrix(path, mixtral, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_expert_through_which_fewer_tokens_leave_than_enter_is_refused(mixtral, tmp_path):
+    tensors = tensors_of("mixtral")
+    down = tensors["blk.0.ffn_down_exps.weight.counts"]
+    down[[2, 4], 0] += [-1, 1]  # together as many as before
+    told = (
+        rf"layer 0, expert 2: blk\.0\.ffn_gate_exps\.weight counts {down[2, 0] + 1:.0f} tokens, "
+        rf"blk\.0\.ffn_down_exps\.weight {down[2, 0]:.0f}"
+    )
+    with pytest.raises(MismatchError, match=told):
+        import_imatrix(write_by_gguf(tmp_path / "a.gguf", tensors), mixtral, tmp_path / "out")
+
+
 def test_an_expert_without_tokens_is_imported_told_and_never_scored(mixtral, tmp_path):
     tensors = tensors_of("mixtral")
-    for name in ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"):
+    for name in EXPERTS:
         tensors[f"blk.1.{name}.weight.in_sum2"][3] = 0
-        tensors[f"blk.1.{name}.weight.counts"][3] = 0
+        tensors[f"blk.1.{name}.weight.counts"][:, 0] = [N_TOKENS, N_TOKENS - 400, 300, 0, 100]
     routers = [pair(f"blk.{layer}.ffn_gate_inp.weight", np.ones((1, 24)), [N_TOKENS]) for layer in range(N_LAYERS)]
     path = write_by_gguf(tmp_path / "a.gguf", {**tensors, **routers[0], **routers[1]})
     command = ["import-imatrix", str(path), "--model", str(mixtral.directory), "--out", str(tmp_path / "out")]

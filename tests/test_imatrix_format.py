@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from neuronrank.errors import NeuronrankError, NotFiniteError, SourceError
-from neuronrank.gguf_container import open_container
+from neuronrank.gguf_container import open_container, write_container
 from neuronrank.imatrix import Entry, Imatrix, read_imatrix, write_imatrix
 from tests.imatrix_files import KEYS, pair, read_by_gguf, write_by_gguf
 
@@ -98,6 +98,33 @@ def test_what_cannot_be_is_refused(tmp_path, fault):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "stated", [{"model_fingerprint": "a" * 64}, {"model_fingerprint": "a" * 64, "statistics": "b"}]
+)
+def test_what_it_was_exported_from_is_two_digests_or_nothing(tmp_path, stated):
+    entries = {Q: Entry(np.ones((1, 2), np.float32), np.array([1]))}
+    write_imatrix(tmp_path / "a.gguf", Imatrix(entries, (), 1, 1, made_from={"model": "a" * 64, "exported": "b" * 64}))
+    keys, _ = read_by_gguf(tmp_path / "a.gguf")
+    assert {key: one for key, one in keys.items() if key.startswith("neuronrank.")} == {
+        "neuronrank.model_fingerprint": "a" * 64,
+        "neuronrank.statistics": "b" * 64,
+    }
+    assert read_imatrix(tmp_path / "a.gguf").made_from == {"model": "a" * 64, "exported": "b" * 64}
+    values = {f"neuronrank.{key}": value for key, value in stated.items()}
+    tensors = {name: np.float32(values) for name, values in TENSORS.items()}
+    write_container(tmp_path / "b.gguf", {**VALUES, **values}, tensors)
+    with pytest.raises(SourceError, match="expected two SHA-256, or neither key"):
+        read_imatrix(tmp_path / "b.gguf")
+
+
+VALUES = {
+    "general.type": "imatrix",
+    "imatrix.datasets": ["a"],
+    "imatrix.chunk_count": 1,
+    "imatrix.chunk_size": 1,
+}
+
+
 def test_a_file_without_sums_is_refused(tmp_path):
     path = write_by_gguf(tmp_path / "empty.gguf", {"blk.0.attn_q.weight": np.ones(4, np.float32)})
     with pytest.raises(SourceError, match=r"holds no tensor <weight>.in_sum2"):
@@ -108,7 +135,7 @@ def test_the_older_format_is_refused_with_the_command_that_converts_it(tmp_path)
     name = Q.encode()
     entry = struct.pack("<i", len(name)) + name + struct.pack("<ii3f", 3, 3, 1, 2, 3)
     (tmp_path / "old.dat").write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii", 3, 0))
-    with pytest.raises(SourceError, match=r"llama-imatrix --in-file old.dat -o old.gguf"):
+    with pytest.raises(SourceError, match=r"llama-imatrix --model any\.gguf --in-file old\.dat -o old\.gguf"):
         read_imatrix(tmp_path / "old.dat")
     (tmp_path / "nothing").write_bytes(b"")
     with pytest.raises(SourceError, match="starts with b''"):

@@ -53,6 +53,31 @@ def test_values_are_those_that_were_written(stats):
     assert stats.tap(0, "neuron").total("sum_abs").tolist() == [50, 60]
 
 
+def test_an_edit_in_place_is_refused_or_stays_outside(stats):
+    """What is kept and handed out again must not be the reader's to change."""
+    kept = [
+        stats.tap(0, "mlp_in").documents("sum_sq"),
+        stats.tap(0, "neuron").total("sum_abs"),
+        stats.tap(0, "neuron", 1).documents("sum_abs"),
+        stats.weights[f"{GATE}.row_sum_abs"],
+    ]
+    before = [values.copy() for values in kept]
+    for values in kept:
+        with pytest.raises(ValueError, match="read-only"):
+            values *= 2
+    again = stats.weights[f"{GATE}.row_sum_abs"]
+    assert [values.tolist() for values in (*kept[:3], again)] == [values.tolist() for values in before]
+    own = stats["mlp_in/sum_sq"][0]
+    own += 1  # read for the caller alone
+    assert stats["mlp_in/sum_sq"][0, 0].tolist() == [9, 0, 9, 16]
+    stats.manifest["model"]["fingerprint"] = "0" * 64
+    stats.manifest["arrays"].clear()
+    stats.manifest["modules"][0]["name"] = "x"
+    assert stats._statistics.manifest["model"]["fingerprint"] == "f" * 64
+    assert stats.taps == ["mlp_in", "neuron"]
+    assert stats["mlp_in/wanda_sum_sq"][0].tolist() == [25, 9, 9, 25]
+
+
 INDEXES = [1, -1, np.int64(0), slice(None), slice(1, None), slice(None, None, -1), slice(None, None, -2), slice(5, 2)]
 INDEXES += [(1, 3), (0, slice(2, 5), 7), (slice(None), 2), (Ellipsis, 0), ([1, 0], 3), np.array([True, False]), ()]
 
@@ -85,6 +110,11 @@ def test_a_layer_that_is_not_there_ends_a_loop(finished_project):
         array[2]
     with pytest.raises(IndexError):
         array[-3]
+
+
+@pytest.mark.parametrize("layer", [-1, 1, 7])
+def test_a_tap_of_a_layer_that_is_not_there_is_refused(stats, layer):
+    refused(ArtifactError, lambda: stats.tap(layer, "neuron"), f"has no layer {layer}; its layers are 0 to 0")
 
 
 def test_what_lies_along_an_axis_has_names(finished_project):
@@ -140,7 +170,7 @@ def test_an_array_that_another_setting_keeps_is_refused_with_that_setting(tmp_pa
         lambda: stats["neuron/sketch_count"],
         "profile 'lean' keeps no neuron/sketch_count, which is needed. Set collect.profile: standard",
     )
-    stats.manifest["collect"]["classes"] = 0
+    stats._statistics.manifest["collect"]["classes"] = 0
     refused(ArtifactError, lambda: stats["classes/count"], "collected with collect.classes: 0, raise it")
     refused(ArtifactError, lambda: stats.names_on("class"), "collected with collect.classes: 0, raise it")
 
@@ -196,6 +226,8 @@ def test_the_package_loads_nothing_and_reading_loads_no_torch(stats):
         "assert stats['neuron/tf_sum'][0].tolist() == [50, 60];"
         f"assert stats.weights['{GATE}.row_sum_abs'].tolist() == [1, 2];"
         "str(stats), stats.tap(0, 'neuron').total('sum_abs');"
+        "loaded = {'numpy', 'zarr', 'safetensors', 'pydantic'} - set(sys.modules);"  # as docs/READING.md says
+        "assert not loaded, loaded;"
         "loaded = {'torch', 'transformers'} & set(sys.modules);"
         "assert not loaded, loaded"
     )

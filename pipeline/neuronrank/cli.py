@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from neuronrank.errors import NeuronrankError, told
+from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
+from neuronrank.printing import echo_json, echo_lines, told
 
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
@@ -98,7 +99,8 @@ def import_imatrix(file: Path, model: Path, out: Path) -> None:
 
     found = read_into(file, open_model(model), out)
     click.echo(f"{out}: sums of {found.n_tokens} tokens from {found.n_entries} entries")
-    click.echo("the file does not say which model it was measured on; names and shapes fit this one")
+    if not found.names_its_model:
+        click.echo("the file does not say which model it was measured on; names and shapes fit this one")
     if found.left_out:
         click.echo(f"left out, as no module that is pruned has them: {len(found.left_out)} tensors or entries")
     if found.n_empty_experts:
@@ -109,14 +111,20 @@ def import_imatrix(file: Path, model: Path, out: Path) -> None:
 @click.argument("statistics", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="GGUF file to write; must not exist.")
 def export_imatrix(statistics: Path, out: Path) -> None:
-    """Write statistics as an importance matrix, for llama-quantize --imatrix.
+    """Write statistics as an importance matrix, for llama-quantize --imatrix: entries of what is pruned, no others.
 
     Example: neuronrank export-imatrix artifacts/statistics --out imatrix.gguf
     """
     from neuronrank.exporting_imatrix import export_imatrix as write_from
+    from neuronrank.imatrix import rounded_counts
 
     written = write_from(statistics, out)
     click.echo(f"{out}: {len(written.entries)} entries, {written.chunk_count} chunks of {written.chunk_size} tokens")
+    n_rounded = sum(map(rounded_counts, written.entries.values()))
+    if n_rounded:
+        click.echo(
+            f"{n_rounded} counts of tokens are above 2^24 and were rounded to float32, as in llama.cpp", err=True
+        )
 
 
 @main.command()
@@ -230,7 +238,7 @@ def inspect(path: Path, as_json: bool) -> None:
     from neuronrank.inspection_text import inspection_lines
 
     found = describe(path)
-    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(inspection_lines(found)))
+    echo_json(canonical_json(found)) if as_json else echo_lines(inspection_lines(found))
 
 
 @main.command()
@@ -240,7 +248,8 @@ def inspect(path: Path, as_json: bool) -> None:
 def diff(a: Path, b: Path, as_json: bool) -> None:
     """Say in which settings, and then numbers, two artifacts of one kind differ.
 
-    Statistics and models are directories; scores, masks, losses and token windows are files. NaN equals NaN.
+    Statistics, models and exported models are directories; scores, masks, losses, token windows and importance matrices
+    of llama.cpp are files. NaN equals NaN.
 
     Exit code: 0 when they are equal, 1 when they differ, 2 on an error.
 
@@ -253,8 +262,8 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     try:
         found = difference(a, b)
     except (NeuronrankError, OSError) as err:
-        raise _Trouble(str(err)) from err
-    click.echo(canonical_json(found), nl=False) if as_json else click.echo("\n".join(difference_lines(found)))
+        raise _Trouble(told(err)) from err
+    echo_json(canonical_json(found)) if as_json else echo_lines(difference_lines(found))
     click.get_current_context().exit(0 if found["equal"] else 1)
 
 
@@ -264,7 +273,7 @@ def verify(paths: tuple[Path, ...]) -> None:
     """Check that artifacts are whole and sound, and say which of them were made from which.
 
     PATHS are directories of statistics, of a model or of an exported model; files of scores, masks, losses or token
-    windows; or directories that hold such. The exit code is 0 only when no fault is found.
+    windows; or directories that hold such; or importance matrices. The exit code is 0 only when no fault is found.
 
     Example: neuronrank verify artifacts
     """
@@ -272,7 +281,7 @@ def verify(paths: tuple[Path, ...]) -> None:
 
     found = findings_of(paths)
     n_faults = sum(finding.is_fault for finding in found)
-    click.echo("\n".join(finding.line() for finding in found))
+    echo_lines(finding.line() for finding in found)
     click.echo(f"{len(found)} checks, {n_faults} faults")
     click.get_current_context().exit(1 if n_faults else 0)
 
@@ -292,4 +301,4 @@ def topics(statistics: Path, layer: int, topics: int | None, model: Path, exampl
     from neuronrank.topic_report import read_topics, topic_lines
 
     opened = Statistics(statistics)
-    click.echo("\n".join(topic_lines(opened, read_topics(opened, layer, topics), model, examples)))
+    echo_lines(topic_lines(opened, read_topics(opened, layer, topics), model, examples))

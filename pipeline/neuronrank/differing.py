@@ -5,15 +5,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neuronrank import losses, mask_store, score_store, statistics_schema, windows
+from neuronrank import losses, mask_store, score_store, windows
+from neuronrank.artifact_kinds import KINDS, stated_schema
 from neuronrank.differing_settings import differing_settings
-from neuronrank.differing_values import ArraySource, array_difference, jaccard, mask_differences, rank_correlations
+from neuronrank.differing_values import (
+    ArraySource,
+    array_difference,
+    jaccard,
+    mask_differences,
+    rank_correlations,
+    tensor_digests,
+)
 from neuronrank.errors import ArtifactError, MismatchError
-from neuronrank.files import read_json
-from neuronrank.inspecting import stated_schema
-from neuronrank.model_description import MODEL_FILE, read_description
-from neuronrank.model_description import SCHEMA as MODEL_SCHEMA
-from neuronrank.statistics_store import MANIFEST, Statistics
+from neuronrank.export_description import read_export, require_listed
+from neuronrank.imatrix import COUNTS, SUMS, read_imatrix
+from neuronrank.model_description import read_description
+from neuronrank.statistics_store import Statistics
 
 Difference = dict[str, Any]
 
@@ -34,28 +41,31 @@ def difference(a: Path, b: Path) -> Difference:
     """Compare two artifacts.
 
     Args:
-        a: directory of statistics or of a model, or a file of scores, masks, losses or token windows.
+        a: directory of statistics, of a model or of an exported one, or a file of scores, masks, losses or token
+            windows, or an importance matrix.
         b: another of the same kind.
 
     Returns:
         As JSON would have it: `artifact`, `schema`, `a`, `b`, `equal`; `settings` (`differing_settings`); names that
         are `only_in_a` or `only_in_b`; `shapes` (and types) that differ; `n_compared`; `arrays` whose values differ
         (`differing_values`). Of scores also `rank_correlation`; of masks `modules`, in place of `arrays`, and `total`;
-        of models `contents`: names of tensors with another SHA-256.
+        of models and exported ones `contents`: names of tensors with another SHA-256.
 
     Raises:
         MismatchError: they are of different kinds or schemas.
         ArtifactError: one is missing, incomplete, corrupt, or none of ours.
+        SourceError: a GGUF file that is no sound importance matrix.
+        NotFiniteError: an importance matrix with sums that are NaN or infinite.
     """
-    schemas = [_schema(path) for path in (a, b)]
+    schemas = [stated_schema(path) for path in (a, b)]
     if schemas[0] != schemas[1]:
         raise MismatchError(
             f"{a} and {b}: schemas are {schemas[0]!r} and {schemas[1]!r}; only artifacts of one kind and schema can be "
             f"compared. Give another, or make the older one again: dvc repro"
         )
-    if schemas[0] not in _READERS:
-        raise ArtifactError(f"{a} and {b}: schema is {schemas[0]!r}; this version reads {', '.join(_READERS)}")
-    one, two = (_READERS[schemas[0]](path) for path in (a, b))
+    if schemas[0] not in KINDS:
+        raise ArtifactError(f"{a} and {b}: schema is {schemas[0]!r}; this version reads {', '.join(KINDS)}")
+    one, two = (_READERS[KINDS[schemas[0]]](path) for path in (a, b))
     common = sorted(one.arrays.keys() & two.arrays.keys())
     shapes = [entry for name in common if (entry := _shapes(name, one.arrays[name], two.arrays[name]))]
     alike = [name for name in common if one.arrays[name].shape == two.arrays[name].shape]
@@ -74,13 +84,6 @@ def difference(a: Path, b: Path) -> Difference:
     parts = ("settings", "only_in_a", "only_in_b", "shapes", "arrays", "contents")
     n_differ = sum(module["n_differ"] for module in found.get("modules", []))
     return {**found, "equal": not n_differ and not any(found.get(part) for part in parts)}
-
-
-def _schema(path: Path) -> str:
-    if (path / MODEL_FILE).exists() and not (path / MANIFEST).exists():
-        header = read_json(path / MODEL_FILE, "dvc repro fetch@model")
-        return str(header.get("schema", "none")) if isinstance(header, dict) else "none"
-    return stated_schema(path)
 
 
 def _shapes(name: str, one: ArraySource, two: ArraySource) -> dict[str, Any] | None:
@@ -115,10 +118,14 @@ def _scores(path: Path) -> _Opened:
 
 def _masks(path: Path) -> _Opened:
     masks = mask_store.MaskFile(path)
-    settings = _without(masks.header, "sparsity", "shapes")  # they follow from the masks, as `n_removed` does
-    settings["modules"] = [_without(entry, "n_removed") for entry in masks.modules]
     bits = {entry["name"]: _unread(tuple(entry["shape"]), "bit") for entry in masks.modules}
-    return _Opened("masks", settings, bits, masks)
+    return _Opened("masks", _of_masks(masks.header), bits, masks)
+
+
+def _of_masks(header: dict[str, Any]) -> dict[str, Any]:
+    """Return settings alone of what the header of masks says, which that of an exported model repeats."""
+    settings = _without(header, "sparsity", "shapes")  # they follow from the masks, as `n_removed` does
+    return {**settings, "modules": [_without(entry, "n_removed") for entry in header["modules"]]}
 
 
 def _losses(path: Path) -> _Opened:
@@ -138,6 +145,38 @@ def _model(path: Path) -> _Opened:
     return _Opened("model", _without(header, "tensors"), shapes, tensors)
 
 
+def _export(path: Path) -> _Opened:
+    header = read_export(path)
+    settings = _of_masks(header)
+    settings["sha256"] = {name: one["sha256"] for name, one in header["files"].items() if not _holds_weights(name)}
+    shapes: dict[str, ArraySource] = {}
+    digests: dict[str, dict[str, str]] = {}
+    for name, entry in header["files"].items():
+        require_listed(path / name, entry["bytes"], entry["sha256"])
+        if _holds_weights(name):
+            for tensor, dtype, shape, digest in tensor_digests(path / name):
+                shapes[tensor], digests[tensor] = _unread(shape, dtype), {"sha256": digest}
+    return _Opened("export", settings, shapes, digests)
+
+
+def _holds_weights(name: str) -> bool:
+    return name.endswith(".safetensors")
+
+
+def _imatrix(path: Path) -> _Opened:
+    held = read_imatrix(path)
+    settings = {
+        "datasets": list(held.datasets),
+        "chunk_count": held.chunk_count,
+        "chunk_size": held.chunk_size,
+        "made_from": dict(held.made_from),
+        "other_tensors": list(held.other_tensors),
+    }
+    sums = {f"{name}{SUMS}": ArraySource.of(entry.sums) for name, entry in held.entries.items()}
+    counts = {f"{name}{COUNTS}": ArraySource.of(entry.counts) for name, entry in held.entries.items()}
+    return _Opened("imatrix", settings, {**sums, **counts})
+
+
 def _unread(shape: tuple[int, ...], dtype: str) -> ArraySource:
     def refuse(_part: slice) -> Any:
         # reached by a fault of this file alone: `_COMPARERS` compares these kinds otherwise
@@ -147,12 +186,14 @@ def _unread(shape: tuple[int, ...], dtype: str) -> ArraySource:
 
 
 _READERS: dict[str, Callable[[Path], _Opened]] = {
-    statistics_schema.SCHEMA: _statistics,
-    score_store.SCHEMA: _scores,
-    mask_store.SCHEMA: _masks,
-    losses.SCHEMA: _losses,
-    windows.SCHEMA: _windows,
-    MODEL_SCHEMA: _model,
+    "statistics": _statistics,
+    "scores": _scores,
+    "masks": _masks,
+    "losses": _losses,
+    "token windows": _windows,
+    "model": _model,
+    "export": _export,
+    "imatrix": _imatrix,
 }
 
 
@@ -178,4 +219,4 @@ def _contents(one: _Opened, two: _Opened, names: list[str]) -> Difference:
     return {"contents": [name for name in names if one.source[name]["sha256"] != two.source[name]["sha256"]]}
 
 
-_COMPARERS = {"scores": _factors, "masks": _bits, "model": _contents}
+_COMPARERS = {"scores": _factors, "masks": _bits, "model": _contents, "export": _contents}

@@ -1,15 +1,21 @@
 """In which numbers two arrays, or two masks, differ: a chunk of each in memory at a time. Needs no torch."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from neuronrank.errors import ArtifactError
+from neuronrank.export_description import RUN
 from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import view_of
+from neuronrank.regular_files import open_regular
+from neuronrank.safetensors_header import METADATA, read_safetensors_header
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,25 @@ def rank_correlations(pairs: Iterator[tuple[str, NDArray[Any], NDArray[Any]]]) -
         "median": float(np.median(list(found.values()))) if found else None,
         "undefined": undefined,
     }
+
+
+def tensor_digests(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], str]]:
+    """Yield of every tensor of a safetensors file name, type, shape and the SHA-256 of its bytes.
+
+    Raises:
+        ArtifactError: no sound safetensors file.
+    """
+    try:
+        header, start = read_safetensors_header(path)
+        with open_regular(path) as file:
+            for name, entry in header.items():
+                if name != METADATA:
+                    first, end = entry["data_offsets"]
+                    file.seek(start + first)
+                    digest = hashlib.sha256(file.read(end - first)).hexdigest()
+                    yield name, str(entry["dtype"]), tuple(entry["shape"]), digest
+    except (OSError, ValueError) as err:
+        raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {RUN}") from err
 
 
 def mask_differences(one: MaskFile, two: MaskFile, names: set[str]) -> list[dict[str, Any]]:

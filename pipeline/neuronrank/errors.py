@@ -16,20 +16,6 @@ class NeuronrankError(Exception):
     """Anything that a user can mend; a stage prints it as one line and exits with code 1."""
 
 
-def told(err: NeuronrankError | OSError) -> str:
-    """Return an error as commands print it.
-
-    Raises:
-        OSError: one of no file, which nobody can mend who does not see where it came from.
-    """
-    if not isinstance(err, OSError):
-        return "\n".join([str(err), *getattr(err, "__notes__", [])])
-    if err.filename is None:
-        raise err
-    names = " -> ".join(str(name) for name in (err.filename, err.filename2) if name is not None)
-    return f"{names}: {err.strerror}"
-
-
 class ParamsError(NeuronrankError):
     """A parameter is unknown, missing, of the wrong type or out of range."""
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from neuronrank.checkpoint import Checkpoint, ModelArtifact
 from neuronrank.errors import MismatchError, SourceError
+from neuronrank.export_description import SCHEMA
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import MaskFile
 from neuronrank.model_description import EXPORT_FILE
@@ -23,7 +24,6 @@ from neuronrank.provenance import file_entries, made_from
 from neuronrank.shards import shard_header, write_index
 from neuronrank.storage import set_usual_mode
 
-SCHEMA = "neuronrank.export/1"
 _UNSIGNED = {"BF16": np.uint16, "F16": np.uint16, "F32": np.uint32, "F64": np.uint64}
 """Zero bits are +0.0 in all of them."""
 

@@ -12,6 +12,8 @@ from neuronrank.imatrix import Entry, Imatrix, write_imatrix
 from neuronrank.imatrix_names import TapEntries, entries_of_unknown
 from neuronrank.outputs import new_output
 from neuronrank.scores import SEQUENTIAL
+from neuronrank.seals import FIELD
+from neuronrank.statistics_schema import IMPORTED
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_names import of_expert
 
@@ -19,15 +21,19 @@ from neuronrank.tap_names import of_expert
 def export_imatrix(directory: Path, out: Path) -> Imatrix:
     """Write the total sums of squares of all modules' inputs, and counts of tokens, rounded once to float32.
 
-    What was imported comes out bit for bit as it went in. Sums that were collected are float64: they are rounded to
-    the nearest float32 here, and keep those bits from then on.
+    The entries of modules that were imported come out bit for bit as they went in; what was left out then, such as
+    those of routers, does not. Sums that were collected are float64: they are rounded to the nearest float32 here,
+    and keep those bits from then on.
 
     Args:
         directory: of the artifact, of any profile.
         out: file to write; must not exist.
 
+    Returns:
+        What was written, counts before they were rounded (`imatrix.rounded_counts`).
+
     Raises:
-        SourceError: `out` exists.
+        SourceError: `out` exists; or a count of tokens is larger than can be imported.
         ArtifactError: no statistics artifact, or one that is incomplete or corrupt.
         UnknownName: of an architecture whose importance matrices are not supported.
         MismatchError: measured behind pruned layers.
@@ -54,7 +60,7 @@ def _importance_matrix(directory: Path) -> Imatrix:
     entries: dict[str, Entry] = {}
     for tap in taps:
         entries |= dict.fromkeys(tap.names, _entry(statistics, tap, n_tokens))
-    return Imatrix(entries, *_measured_on(calibration))
+    return Imatrix(entries, *_measured_on(calibration), made_from=_made_from(manifest))
 
 
 def _entry(statistics: Statistics, tap: TapEntries, n_tokens: int) -> Entry:
@@ -79,7 +85,15 @@ def _rounded(sums: NDArray[Any], where: str) -> NDArray[np.float32]:
 def _measured_on(calibration: dict[str, Any]) -> tuple[tuple[str, ...], int, int]:
     """Return datasets, number of chunks and tokens of each: as they were imported, or what was collected."""
     source = calibration["source"]
-    if source.get("source") == "imatrix":
+    if source.get("source") == IMPORTED:
         return tuple(source["datasets"]), source["chunk_count"], source["chunk_size"]
     text = " ".join(canonical_json(source).split())
     return (text,), calibration["n_windows"], calibration["window_tokens"]
+
+
+def _made_from(manifest: dict[str, Any]) -> dict[str, str]:
+    """Return model and statistics, or what was imported of them: nothing is added to what others measured."""
+    earlier, model = manifest["made_from"], manifest["model"]["fingerprint"]
+    if manifest["calibration"]["source"].get("source") != IMPORTED:
+        return {"model": model, "exported": manifest[FIELD]}
+    return {"model": model, "exported": earlier["exported"]} if "exported" in earlier else {}

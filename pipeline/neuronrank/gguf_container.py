@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from neuronrank.errors import SourceError
 from neuronrank.outputs import output_file
+from neuronrank.regular_files import open_regular
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -92,8 +93,21 @@ class Container:
         return found
 
 
-def open_container(path: Path) -> Container:
+def is_container(path: Path) -> bool:
+    """Whether a file begins as a GGUF file does; False also for what is no file, or cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except (OSError, ValueError):
+        return False
+
+
+def open_container(path: Path, remedy: str = "Fetch it again") -> Container:
     """Read the header of a GGUF file.
+
+    Args:
+        path: of the file.
+        remedy: what to do about a file of another format, for the message.
 
     Raises:
         SourceError: not a GGUF file of version 2 or 3, or a header that is not sound; says what and where.
@@ -102,7 +116,7 @@ def open_container(path: Path) -> Container:
         cursor = _Cursor(path, file)
         magic = cursor.bytes(4, "the magic") if cursor.left >= 4 else b""
         if magic != MAGIC:
-            raise SourceError(f"{path}: starts with {magic!r}, a GGUF file starts with {MAGIC!r}")
+            raise SourceError(f"{path}: starts with {magic!r}, a GGUF file starts with {MAGIC!r}. {remedy}")
         version = cursor.number("I", "the version")
         if version not in VERSIONS:
             order = ", or in big-endian byte order" if version & 0xFFFF == 0 else ""

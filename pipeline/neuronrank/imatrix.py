@@ -8,12 +8,16 @@ weights lie in one tensor. `in_sum2` is the plain sum of x^2, and `counts` count
 an expert those that were routed to it, not chunks. Other tensors (`.in_sum`, `.stats` of later versions) are optional
 there, and are left out here.
 
+Of keys of our own, which llama.cpp passes over, `neuronrank.model_fingerprint` and `neuronrank.statistics` name the
+model and the statistics that an exported file came from.
+
 In the older `.dat` files sums are scaled to chunks, (sum / count) * chunks, and an expert without tokens has 1: counts
 of tokens are lost, and such a file is refused.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank.errors import NotFiniteError, SourceError
-from neuronrank.gguf_container import MAGIC, Container, open_container, write_container
+from neuronrank.gguf_container import Container, open_container, write_container
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 _TYPE, _DATASETS = "general.type", "imatrix.datasets"
 _CHUNK_COUNT, _CHUNK_SIZE = "imatrix.chunk_count", "imatrix.chunk_size"
 _KIND = "imatrix"
+_MADE_FROM = {"model": "neuronrank.model_fingerprint", "exported": "neuronrank.statistics"}
+"""As in `made_from` of artifacts -> the key that holds it."""
 _LARGEST_COUNT = 2**31 - 1
 """Counts are int32 in a statistics artifact."""
 
@@ -54,6 +60,8 @@ class Imatrix:
     """Tokens."""
     other_tensors: tuple[str, ...] = ()
     """Names of tensors that are neither sums of squares nor counts."""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    """Of a file that was exported from statistics: `model`, its fingerprint, and `exported`, their seal. Else empty."""
 
 
 def read_imatrix(path: Path) -> Imatrix:
@@ -63,8 +71,11 @@ def read_imatrix(path: Path) -> Imatrix:
         SourceError: not one, of the older format, corrupt, or with sums, counts or shapes that cannot be.
         NotFiniteError: a sum or a count is NaN or infinite.
     """
-    _require_gguf(path)
-    container = open_container(path)
+    container = open_container(
+        path,
+        f"If it is an importance matrix of llama.cpp's older format, convert it: llama-imatrix --model any.gguf "
+        f"--in-file {path.name} -o {path.stem}.gguf (it asks for a model, any will do)",
+    )
     values = container.values
     if values.get(_TYPE) != _KIND:
         raise SourceError(f"{path}: {_TYPE} is {values.get(_TYPE)!r}, that of an importance matrix is {_KIND!r}")
@@ -82,45 +93,59 @@ def read_imatrix(path: Path) -> Imatrix:
         _number(container, _CHUNK_COUNT),
         _number(container, _CHUNK_SIZE),
         tuple(sorted(set(container.tensors) - set(of_weights))),
+        _made_from(container),
     )
+
+
+def rounded_counts(entry: Entry) -> int:
+    """Return how many counts float32 does not hold: those that `write_imatrix` rounds to the nearest, as llama.cpp."""
+    return int(np.count_nonzero(entry.counts.astype(np.float32).astype(np.int64) != entry.counts))
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     """Write an importance matrix, its weights by name, as llama.cpp does; other tensors are not written.
 
     Raises:
+        SourceError: a count is so large that, rounded to float32, `read_imatrix` refuses it.
         StorageError: the disk refused a write.
     """
     tensors: dict[str, NDArray[np.float32]] = {}
     for name, entry in sorted(imatrix.entries.items()):
         tensors[name + SUMS] = entry.sums
-        tensors[name + COUNTS] = entry.counts.astype(np.float32)[:, None]
+        tensors[name + COUNTS] = _stated(path, name, entry.counts)[:, None]
     values: dict[str, str | int | tuple[str, ...]] = {
         _TYPE: _KIND,
         _DATASETS: imatrix.datasets,
         _CHUNK_COUNT: imatrix.chunk_count,
         _CHUNK_SIZE: imatrix.chunk_size,
+        **{_MADE_FROM[what]: identity for what, identity in imatrix.made_from.items()},
     }
     write_container(path, values, tensors)
 
 
-def _require_gguf(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            found = file.read(len(MAGIC))
-    except OSError as err:
-        raise SourceError(f"{path}: cannot be read: {err.strerror}") from err
-    if found != MAGIC:
+def _stated(path: Path, name: str, counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    rounded = counts.astype(np.float32)
+    if (rounded.astype(np.float64) > _LARGEST_COUNT).any():
         raise SourceError(
-            f"{path}: starts with {found!r}, an importance matrix in GGUF with {MAGIC!r}. If it is of llama.cpp's "
-            f"older format, convert it: llama-imatrix --in-file {path.name} -o {path.stem}.gguf"
+            f"{path}: not written: {name} counts {counts.max()} tokens, as float32 {rounded.max():.0f}; "
+            f"{_LARGEST_COUNT} at most can be imported. Export statistics of less text"
         )
+    return rounded
 
 
 def _number(container: Container, key: str) -> int:
     found = container.values.get(key)
     if type(found) is not int or not 0 <= found < 2**32:
         raise SourceError(f"{container.path}: {key} is {found!r}, expected a uint32")
+    return found
+
+
+def _made_from(container: Container) -> dict[str, str]:
+    held = {what: container.values[key] for what, key in _MADE_FROM.items() if key in container.values}
+    found = {what: one for what, one in held.items() if isinstance(one, str) and re.fullmatch("[0-9a-f]{64}", one)}
+    if held and len(found) < len(_MADE_FROM):
+        stated = {key: container.values.get(key) for key in _MADE_FROM.values()}
+        raise SourceError(f"{container.path}: states {stated}, expected two SHA-256, or neither key")
     return found
 
 

@@ -18,12 +18,13 @@ from neuronrank.imatrix_names import TapEntries, names_without_tap, tap_entries
 from neuronrank.outputs import new_output, resumable_directory
 from neuronrank.provenance import key_of
 from neuronrank.skeleton import Skeleton, manifest_of
+from neuronrank.statistics_schema import IMPORTED
 from neuronrank.statistics_writer import StatisticsWriter
 from neuronrank.tap_names import of_expert
 
-PROPAGATION = "imatrix"
-"""How a manifest calls what llama.cpp ran: the model as it was converted, perhaps quantized."""
 _NAMED = 3
+_EXACT = 2**24
+"""Below, every count is a float32."""
 Arrays = dict[tuple[str, str], NDArray[Any]]
 
 
@@ -38,12 +39,15 @@ class Imported:
     """Entries of weights that are not pruned, and tensors that are neither sums of squares nor counts."""
     n_empty_experts: int
     """Experts that saw no token: they cannot be scored."""
+    names_its_model: bool
+    """Whether the file said which model it was measured on, as those that were exported here do."""
 
 
 def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
     """Write a statistics artifact of profile `wanda`: an importance matrix's sums, and those of a model's weights.
 
-    The file does not say which model it was measured on: names and shapes are all that can be compared.
+    A file of llama.cpp does not say which model it was measured on: names and shapes are all that can be compared. One
+    that was exported here does, and is of that model alone.
 
     Args:
         path: of the importance matrix.
@@ -54,7 +58,8 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
         SourceError: `out` exists; or the file is no importance matrix, or not a sound one.
         NotFiniteError: a sum or a weight is NaN or infinite.
         UnknownName: an architecture without a layout, or whose importance matrices are not supported.
-        MismatchError: entries are missing, or are of another model; or modules with one input have different sums.
+        MismatchError: entries are missing, or are of another model; or modules with one input have different sums; or
+            experts count tokens that no router can have sent them.
         StorageError: the disk refused a write.
     """
     with new_output(out):
@@ -63,6 +68,11 @@ def import_imatrix(path: Path, model: ModelArtifact, out: Path) -> Imported:
 
 def _import(path: Path, model: ModelArtifact, out: Path) -> Imported:
     imatrix = read_imatrix(path)
+    if imatrix.made_from.get("model", model.fingerprint) != model.fingerprint:
+        raise MismatchError(
+            f"{path}: was exported from statistics of model {imatrix.made_from['model'][:12]}…, and "
+            f"{model.directory} holds {model.fingerprint[:12]}…. Give that model"
+        )
     skeleton = Skeleton(model.checkpoint(), torch.bfloat16)
     described = manifest_of(skeleton)
     modules, n_layers = described["modules"], described["n_layers"]
@@ -71,13 +81,14 @@ def _import(path: Path, model: ModelArtifact, out: Path) -> Imported:
     for tap in taps:
         _require_fitting(path, imatrix, tap)
     n_tokens = _n_tokens(path, imatrix, taps)
+    _require_possible_routing(path, imatrix, taps, n_tokens, skeleton.model.config)
     left_out = (*outside, *imatrix.other_tensors)
     calibration = _calibration(path, imatrix, n_tokens, left_out)
     manifest = {
         "model": {"fingerprint": model.fingerprint, "tokenizer_sha256": model.tokenizer_sha256},
         "calibration": calibration,
-        "collect": {"dtype": "unknown", "propagation": PROPAGATION},
-        "made_from": {"model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
+        "collect": {"dtype": "unknown", "propagation": IMPORTED},
+        "made_from": {**imatrix.made_from, "model": model.fingerprint, "imatrix": calibration["source"]["sha256"]},
         **described,
     }
     with resumable_directory(out, key_of(manifest)) as work:
@@ -88,7 +99,8 @@ def _import(path: Path, model: ModelArtifact, out: Path) -> Imported:
             writer.write_layer(layer, _arrays(imatrix, [tap for tap in taps if tap.layer == layer]), weights)
         writer.finish(manifest)
     n_empty = sum(int(np.count_nonzero(_first(imatrix, tap).counts == 0)) for tap in taps if tap.tap == "mlp_in")
-    return Imported(n_tokens, len(imatrix.entries) - len(outside), left_out, n_empty)
+    n_entries = len(imatrix.entries) - len(outside)
+    return Imported(n_tokens, n_entries, left_out, n_empty, "model" in imatrix.made_from)
 
 
 def _calibration(path: Path, imatrix: Imatrix, n_tokens: int, left_out: Sequence[str]) -> dict[str, Any]:
@@ -99,7 +111,7 @@ def _calibration(path: Path, imatrix: Imatrix, n_tokens: int, left_out: Sequence
         "sha256": None,
         "seed": None,
         "source": {
-            "source": PROPAGATION,
+            "source": IMPORTED,
             "id": path.name,
             "sha256": sha256_file(path),
             "datasets": list(imatrix.datasets),
@@ -161,11 +173,49 @@ def _n_tokens(path: Path, imatrix: Imatrix, taps: Sequence[TapEntries]) -> int:
             raise MismatchError(f"{path}: {first} counts {n_tokens} tokens, {name} {count}: some text is missing there")
     if n_tokens == 0:
         raise SourceError(f"{path}: counts no token, so that nothing was measured")
-    for tap in taps:
-        largest = int(_first(imatrix, tap).counts.max())
-        if largest > n_tokens:
-            raise MismatchError(f"{path}: {tap.names[0]} counts {largest} tokens in one expert, of {n_tokens} in all")
     return n_tokens
+
+
+def _require_possible_routing(
+    path: Path, imatrix: Imatrix, taps: Sequence[TapEntries], n_tokens: int, config: Any
+) -> None:
+    """Refuse counts of experts unless every token went through so many experts as the router chooses.
+
+    Counts are float32 in the file: from 2^24 on each, and that of all tokens, is rounded.
+    """
+    entering: dict[int, TapEntries] = {}
+    for tap in taps:
+        if tap.n_experts is None:
+            continue
+        counts, where = _first(imatrix, tap).counts, f"{path}: layer {tap.layer}"
+        first = entering.setdefault(tap.layer, tap)
+        for expert, (one, other) in enumerate(
+            zip(_first(imatrix, first).counts.tolist(), counts.tolist(), strict=True)
+        ):
+            if one != other:
+                raise MismatchError(
+                    f"{where}, expert {expert}: {first.names[0]} counts {one} tokens, {tap.names[0]} {other}, although "
+                    f"the same tokens pass both. Measure it anew"
+                )
+        expert = int(counts.argmax())
+        if counts[expert] > n_tokens:
+            raise MismatchError(
+                f"{where}, expert {expert}: {tap.names[0]} counts {counts[expert]} tokens in one expert, of {n_tokens} "
+                f"in all. Measure it anew"
+            )
+        chosen = int(config.num_experts_per_tok)
+        found, expected = int(counts.sum()), chosen * n_tokens
+        if abs(found - expected) > _rounded_away(counts) + chosen * _rounded_away(np.array([n_tokens])):
+            raise MismatchError(
+                f"{where}, experts 0 to {tap.n_experts - 1}: {tap.names[0]} counts {found} tokens together, expected "
+                f"{expected}: {chosen} experts for each of {n_tokens}. Measure it anew"
+            )
+
+
+def _rounded_away(counts: NDArray[np.int64]) -> int:
+    """Return how far the sum of counts may be from what was counted; a sum over files is rounded more than once."""
+    steps = np.spacing(counts.astype(np.float32)).astype(np.int64)
+    return int(steps[counts >= _EXACT].sum())
 
 
 def _first(imatrix: Imatrix, tap: TapEntries) -> Entry:

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neuronrank import losses, mask_store, score_store, windows
+from neuronrank.artifact_kinds import KINDS, stated_schema
 from neuronrank.errors import ArtifactError
-from neuronrank.files import read_json, read_metadata
 from neuronrank.realised import part_counts
 from neuronrank.routing import describe_routing
-from neuronrank.statistics_store import MANIFEST, Statistics
+from neuronrank.statistics_store import Statistics
 from neuronrank.stored_arrays import stored_arrays, total_bytes
 
 Description = dict[str, Any]
@@ -31,34 +31,18 @@ def describe(path: Path) -> Description:
         ArtifactError: missing, incomplete, corrupt, or none of ours.
     """
     schema = stated_schema(path)
-    if path.is_dir():
-        return _describe_statistics(path)
-    readers: dict[str, Callable[[Path], Description]] = {
-        score_store.SCHEMA: _describe_scores,
-        mask_store.SCHEMA: _describe_masks,
-        losses.SCHEMA: _describe_losses,
-        windows.SCHEMA: _describe_windows,
+    describers: dict[str, Callable[[Path], Description]] = {
+        "statistics": _describe_statistics,
+        "scores": _describe_scores,
+        "masks": _describe_masks,
+        "losses": _describe_losses,
+        "token windows": _describe_windows,
     }
-    if schema not in readers:
-        raise ArtifactError(
-            f"{path}: schema is {schema!r}; expected one that this version writes: {', '.join(readers)}"
-        )
-    return readers[schema](path)
-
-
-def stated_schema(path: Path) -> str:
-    """Return the schema that a file, or the manifest of statistics, states; "none" when it states none.
-
-    Raises:
-        ArtifactError: missing, corrupt, or a directory that is no complete statistics artifact.
-    """
-    if path.is_dir() and not (path / MANIFEST).exists():
-        raise ArtifactError(
-            f"{path}: has no {MANIFEST}, so it is no statistics artifact, or not a complete one. Scores, masks, "
-            f"losses and token windows are files: give one of those below it"
-        )
-    header = read_json(path / MANIFEST, "dvc repro collect") if path.is_dir() else read_metadata(path, "dvc repro")
-    return str(header.get("schema", "none")) if isinstance(header, dict) else "none"
+    kind = KINDS.get(schema)
+    if kind not in describers:
+        shown = ", ".join(one for one in KINDS if KINDS[one] in describers)
+        raise ArtifactError(f"{path}: schema is {schema!r}; expected one that is shown: {shown}")
+    return describers[kind](path)
 
 
 def _describe_statistics(path: Path) -> Description:

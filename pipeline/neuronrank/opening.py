@@ -7,6 +7,7 @@
 What is read goes through `statistics_store.Statistics`, as in the stages, and is checked as there.
 """
 
+import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,24 @@ class StatisticArray:
         return f"{self.path} [{axes}] {self.dtype}, {self.units}: {self.definition}{derived}"
 
 
+class _Unchanging(Statistics):
+    """Hands out read-only what it keeps and hands out again: an edit in place would stay, unseen."""
+
+    def layer_values(self, layer: int, tap: str, statistic: str) -> NDArray[Any]:
+        return _read_only(super().layer_values(layer, tap, statistic))
+
+    def class_count(self) -> NDArray[np.int64]:
+        return _read_only(super().class_count())
+
+    def _read_weights(self, path: Path) -> dict[str, NDArray[np.float32]]:
+        return {name: _read_only(values) for name, values in super()._read_weights(path).items()}
+
+
+def _read_only(values: NDArray[Any]) -> NDArray[Any]:
+    values.setflags(write=False)
+    return values
+
+
 class WeightSums(Mapping[str, NDArray[np.float32]]):
     """`<module>.<row or column>_<sum_abs, sum_sq or max_abs>` -> (O,) or (I,); read when first asked for."""
 
@@ -131,10 +150,11 @@ class OpenStatistics:
             ArtifactError: missing, incomplete, corrupt, or of another schema.
         """
         self.directory = Path(directory)
-        self._statistics = Statistics(self.directory)
-        self.manifest: Mapping[str, Any] = self._statistics.manifest
-        """`model` (fingerprint), `calibration`, `collect` (settings), `profile`, `modules`, …, as stored."""
-        self.n_layers: int = self.manifest["n_layers"]
+        self._statistics = _Unchanging(self.directory)
+        self.manifest: Mapping[str, Any] = copy.deepcopy(self._statistics.manifest)
+        """`model` (fingerprint), `calibration`, `collect` (settings), `profile`, `modules`, …, as stored; a copy, which
+        nothing is read by."""
+        self.n_layers: int = self._statistics.manifest["n_layers"]
         self.modules: Mapping[str, Module] = {module.name: module for module in self._statistics.modules}
         """Linear modules by name: layer, part, (O, I), and the taps of their input and neurons."""
         self.weights = WeightSums(self._statistics)
@@ -163,7 +183,7 @@ class OpenStatistics:
         if known or (tap and self._has_expert(tap) and smallest_with(tap, name)):
             self._statistics.stored(f"{base(tap)}/{name}")  # says why it is not there
         of_tap = ", ".join(one for one in held if one.startswith(f"{base(tap)}/"))
-        known_here = of_tap or f"arrays of {', '.join(self.manifest['arrays'])}"
+        known_here = of_tap or f"arrays of {', '.join(self._statistics.manifest['arrays'])}"
         raise UnknownName(f"{self.directory}: no array {path!r}{nearest(path, held)}; it holds {known_here}")
 
     def __contains__(self, path: object) -> bool:
@@ -185,7 +205,7 @@ class OpenStatistics:
     @property
     def taps(self) -> list[str]:
         """Taps that arrays are held of, without those of topics and classes; experts are an axis, not taps."""
-        return [group for group in sorted(self.manifest["arrays"]) if group not in ("topics", "classes")]
+        return [group for group in sorted(self._statistics.manifest["arrays"]) if group not in ("topics", "classes")]
 
     def tap(self, layer: int, tap: str, n_documents: int | None = None) -> TapStatistics:
         """Return what the scoring methods read of a tap: totals, document frequencies, sketch, classes, topics.
@@ -196,8 +216,11 @@ class OpenStatistics:
             n_documents: the first so many; all when None.
 
         Raises:
+            ArtifactError: there is no such layer.
             MismatchError: more documents are asked for than were collected.
         """
+        if not 0 <= layer < self.n_layers:
+            raise ArtifactError(f"{self.directory}: has no layer {layer}; its layers are 0 to {self.n_layers - 1}")
         return self._statistics.tap(layer, tap, n_documents)
 
     def names_on(self, axis: str) -> list[Any]:
@@ -216,11 +239,16 @@ class OpenStatistics:
         if axis == "expert" and (experts := n_experts(module.input_tap for module in self.modules.values())):
             return list(range(experts))
         if axis == "document":
-            if "origins" not in self.manifest["calibration"]:
+            if self._statistics.is_imported:
+                raise ArtifactError(
+                    f"{self.directory}: was imported from an importance matrix, which does not tell documents apart. "
+                    f"To have them collect the statistics: dvc repro collect"
+                )
+            if "origins" not in self._statistics.manifest["calibration"]:
                 raise ArtifactError(
                     f"{self.directory}: its manifest has no calibration.origins. Run: dvc repro collect"
                 )
-            return list(self.manifest["calibration"]["origins"])
+            return list(self._statistics.manifest["calibration"]["origins"])
         if axis == "class":
             return [*self._statistics.class_token_ids().tolist(), None]
         if axis == "quantile":
@@ -237,4 +265,5 @@ class OpenStatistics:
         return "\n".join([repr(self), *(repr(array) for array in self.arrays.values())])
 
     def __repr__(self) -> str:
-        return f"{self.directory}: {len(self)} arrays of {self.n_layers} layers, profile {self.manifest['profile']!r}"
+        profile = self._statistics.manifest["profile"]
+        return f"{self.directory}: {len(self)} arrays of {self.n_layers} layers, profile {profile!r}"

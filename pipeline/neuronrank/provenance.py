@@ -7,6 +7,7 @@
     statistics, scores, masks, losses   seal of the file (of statistics: of its manifest)
     evaluation/<text>                   SHA-256 of the evaluation token ids
     imatrix       SHA-256 of the importance matrix that was imported
+    exported      seal of the statistics that this importance matrix was exported from, where it says so
     parts         seals of the statistics that were merged, in their order, separated by spaces
 
 Only what was read from a file has a seal: a one-shot run keeps some of it in memory.

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SCHEMA = "neuronrank.statistics/5"
+IMPORTED = "imatrix"
+"""`collect.propagation` of statistics that were imported from an importance matrix."""
 
 _SUMS = {"sum": "activation", "sum_abs": "activation", "sum_sq": "activation^2", "max_abs": "activation"}
 _MEANING = {"sum": "a", "sum_abs": "|a|", "sum_sq": "a^2", "max_abs": "|a|, the largest"}

@@ -27,7 +27,7 @@ from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import UNREADABLE, read_sealed_json
 from neuronrank.headers import Manifest, check_header
 from neuronrank.profiles import PROFILES, smallest_with
-from neuronrank.statistics_schema import SCHEMA, TOKEN_IDS
+from neuronrank.statistics_schema import IMPORTED, SCHEMA, TOKEN_IDS
 from neuronrank.tap_names import EXPERT_TAPS, base, block, expert, n_experts, of_expert
 from neuronrank.tap_statistics import TapStatistics
 from neuronrank.verified_store import VerifiedStore, read_listed
@@ -88,11 +88,16 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _made_by(manifest: Mapping[str, Any]) -> str:
+    """Return the command that makes such an artifact again."""
+    return "neuronrank import-imatrix" if manifest["collect"]["propagation"] == IMPORTED else _RUN
+
+
 def listed_store(directory: Path, manifest: Mapping[str, Any]) -> VerifiedStore:
     """Return the Zarr store of a statistics artifact; only what its manifest lists can be read of it."""
     start = f"{TAPS}/"
     listed = {path.removeprefix(start): entry for path, entry in manifest["files"].items() if path.startswith(start)}
-    return VerifiedStore(directory / TAPS, listed, _RUN)
+    return VerifiedStore(directory / TAPS, listed, _made_by(manifest))
 
 
 class Statistics:
@@ -110,13 +115,18 @@ class Statistics:
             self._store = listed_store(directory, self.manifest)
             self._root = zarr.open_group(self._store, mode="r", zarr_format=3)
         except UNSOUND as err:
-            raise ArtifactError(f"{directory / TAPS}: not a readable Zarr group ({err}). Run: {_RUN}") from err
+            raise ArtifactError(f"{directory / TAPS}: not a readable Zarr group ({err}). Run: {self._run}") from err
         self.modules = [module_of(entry) for entry in self.manifest["modules"]]
         self.n_documents: int = self.manifest["calibration"]["n_windows"]
         self._arrays: dict[str, Any] = {}
         self._weights: dict[str, NDArray[np.float32]] | None = None
         self._blocks: dict[str, tuple[range, NDArray[Any]]] = {}
         self._counted: NDArray[np.int64] | None = None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether they come from an importance matrix."""
+        return bool(self.manifest["collect"].get("propagation") == IMPORTED)
 
     def tap(self, layer: int, tap: str, n_documents: int | None) -> TapStatistics:
         """Return one tap of one layer, over the first `n_documents` documents or all.
@@ -125,6 +135,11 @@ class Statistics:
             MismatchError: more documents are asked for than were collected.
         """
         n = self.n_documents if n_documents is None else n_documents
+        if n > self.n_documents and self.is_imported:
+            raise MismatchError(
+                f"{self.directory}: was imported from an importance matrix, which does not tell documents apart; "
+                f"nsamples {n} cannot be taken from it. Leave nsamples out, or collect the statistics: {_RUN}"
+            )
         if n > self.n_documents:
             raise MismatchError(
                 f"{self.directory}: holds {self.n_documents} documents, nsamples {n} were asked for. "
@@ -205,7 +220,7 @@ class Statistics:
         """
         held = self.all_weight_sums()
         if f"{module}.{name}" not in held:
-            raise ArtifactError(f"{self.directory / WEIGHTS_FILE}: has no {name} of {module}. Run: {_RUN}")
+            raise ArtifactError(f"{self.directory / WEIGHTS_FILE}: has no {name} of {module}. Run: {self._run}")
         return held[f"{module}.{name}"]
 
     def all_weight_sums(self) -> dict[str, NDArray[np.float32]]:
@@ -244,12 +259,12 @@ class Statistics:
 
     def _read_weights(self, path: Path) -> dict[str, NDArray[np.float32]]:
         if WEIGHTS_FILE not in self.manifest["files"]:
-            raise ArtifactError(f"{path}: the manifest does not list this file. Run: {_RUN}")
-        content = read_listed(path, self.manifest["files"][WEIGHTS_FILE], _RUN)  # some vectors of every module
+            raise ArtifactError(f"{path}: the manifest does not list this file. Run: {self._run}")
+        content = read_listed(path, self.manifest["files"][WEIGHTS_FILE], self._run)  # some vectors of every module
         try:
             return dict(safetensors.numpy.load(content))
         except UNREADABLE as err:
-            raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Run: {_RUN}") from err
+            raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Run: {self._run}") from err
 
     def _array(self, tap: str, name: str) -> Any:
         path = f"{tap}/{name}" if tap else name
@@ -259,13 +274,25 @@ class Statistics:
             except UNSOUND as err:
                 if isinstance(err, KeyError) and f"{TAPS}/{path}/zarr.json" not in self.manifest["files"]:
                     raise ArtifactError(f"{self.directory}: {self._why_missing(tap, name)}. Run: {_RUN}") from None
-                raise ArtifactError(f"{self.directory}: {path} is no readable Zarr array ({err}). Run: {_RUN}") from err
+                raise ArtifactError(
+                    f"{self.directory}: {path} is no readable Zarr array ({err}). Run: {self._run}"
+                ) from err
             where = self.directory / TAPS / path
-            self._store.expect(path, require_stored(where, array, path, self.manifest["files"], _RUN))
+            self._store.expect(path, require_stored(where, array, path, self.manifest["files"], self._run))
             self._arrays[path] = array
         return self._arrays[path]
 
+    @property
+    def _run(self) -> str:
+        return _made_by(self.manifest)
+
     def _why_missing(self, tap: str, name: str) -> str:
+        if self.is_imported:
+            return (
+                f"was imported from an importance matrix, which holds sums of squares alone, and has no "
+                f"{tap}{'/' if tap else ''}{name}. Use a method that needs no more, as wanda does, or collect the "
+                f"statistics on calibration text"
+            )
         profile, collect = self.manifest["profile"], self.manifest["collect"]
         if (name.startswith("class") or tap == "classes") and not collect.get("classes", 1):
             return f"{tap}/{name} is needed; it was collected with collect.classes: 0, raise it"
@@ -283,7 +310,7 @@ class Statistics:
         try:
             values = np.asarray(array[layers])
         except UNSOUND as err:
-            raise ArtifactError(f"{self.directory}: {array.name} is corrupt ({err}). Run: {_RUN}") from err
+            raise ArtifactError(f"{self.directory}: {array.name} is corrupt ({err}). Run: {self._run}") from err
         if not np.isfinite(values).all() or (values.dtype.kind == "i" and (values < 0).any()):
-            raise ArtifactError(f"{self.directory}: {array.name} has missing or impossible values. Run: {_RUN}")
+            raise ArtifactError(f"{self.directory}: {array.name} has missing or impossible values. Run: {self._run}")
         return values

@@ -13,13 +13,17 @@ from neuronrank.statistics_store import MANIFEST, TAPS
 from neuronrank.verifying_files import check_file
 from neuronrank.verifying_statistics import check_statistics
 
+_EARLIER = ("parts", "exported")
+"""Statistics that others came from: these need not be kept, and what is given may be the later ones."""
+
 
 def verify(paths: Sequence[Path]) -> list[Finding]:
     """Check artifacts, and which of them were made from which.
 
     Args:
         paths: directories of statistics, of a model, of an exported model, or that hold such and files; files of
-            scores, masks, losses and token windows.
+            scores, masks, losses, token windows and importance matrices. (Of what a directory holds, GGUF files are
+            left out: they may be models.)
 
     Returns:
         Everything that was checked, in the order of the paths, then the links between the artifacts.
@@ -73,12 +77,12 @@ def _links(checked: Sequence[Checked]) -> Iterator[Finding]:
             given.setdefault(one.kind, {})[one.identity] = one.path
     for one in checked:
         for stated, identities in sorted(one.made_from.items()):
-            kind = "statistics" if stated == "parts" else stated
+            kind = "statistics" if stated in _EARLIER else stated
             for identity in identities.split():
                 others = given.get(kind, {})
                 if identity in others:
                     yield Finding(one.path, f"made from {kind} {others[identity]} ({identity[:12]}…)")
-                elif others and stated != "parts":  # what was merged need not be kept
+                elif others and stated not in _EARLIER:
                     shown = ", ".join(f"{path} is {other[:12]}…" for other, path in list(others.items())[:4])
                     yield Finding(one.path, f"made from {kind} {identity[:12]}…, which differs: {shown}", "FAULT")
                 else:

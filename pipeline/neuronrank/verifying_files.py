@@ -1,4 +1,4 @@
-"""What `neuronrank verify` checks of files of scores, masks, losses and token windows."""
+"""What `neuronrank verify` checks of files: scores, masks, losses, token windows and importance matrices."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from neuronrank import losses, mask_store, score_store, statistics_schema, windows
+from neuronrank import losses, mask_store, score_store, windows
+from neuronrank.artifact_kinds import KINDS, stated_schema
 from neuronrank.errors import NeuronrankError
-from neuronrank.files import read_metadata
+from neuronrank.files import sha256_file
 from neuronrank.findings import Checked
+from neuronrank.imatrix import read_imatrix
 from neuronrank.seals import FIELD
 
 
@@ -19,22 +21,25 @@ def check_file(path: Path) -> Checked:
 
     Raises:
         ArtifactError: it cannot be read, or does not state what it is.
+        SourceError: a GGUF file that is no sound importance matrix.
     """
-    header = read_metadata(path, "dvc repro")
-    schema = header.get("schema") if isinstance(header, dict) else None
-    checks: dict[Any, Callable[[Path], Checked]] = {
-        score_store.SCHEMA: _check_scores,
-        mask_store.SCHEMA: _check_masks,
-        losses.SCHEMA: _check_losses,
-        windows.SCHEMA: _check_windows,
+    schema = stated_schema(path)
+    checks: dict[str, Callable[[Path], Checked]] = {
+        "scores": _check_scores,
+        "masks": _check_masks,
+        "losses": _check_losses,
+        "token windows": _check_windows,
+        "imatrix": _check_imatrix,
     }
-    if isinstance(schema, str) and schema in checks:
-        return checks[schema](path)
+    kind = KINDS.get(schema)
+    if kind in checks:
+        return checks[kind](path)
     checked = Checked(path, "none")
-    if schema == statistics_schema.SCHEMA:
+    if kind == "statistics":
         checked.fault("belongs to statistics, whose manifest.json is not beside it; give their directory")
     else:
-        checked.fault(f"schema is {schema!r}; expected one that this version writes: {', '.join(checks)}")
+        known = ", ".join(one for one in KINDS if KINDS[one] in checks)
+        checked.fault(f"schema is {schema!r}; expected one that this version reads: {known}")
     return checked
 
 
@@ -90,4 +95,12 @@ def _check_windows(path: Path) -> Checked:
     checked.kind = "calibration" if "origins" in held.header else f"evaluation/{path.stem}"
     checked.identity = held.sha256
     checked.ok(f"{len(held.token_ids)} windows of {held.token_ids.shape[1]} tokens, ids {held.sha256[:12]}…")
+    return checked
+
+
+def _check_imatrix(path: Path) -> Checked:
+    held = read_imatrix(path)
+    checked = Checked(path, "imatrix", sha256_file(path), dict(held.made_from))
+    checked.ok(f"imatrix: sha256 {str(checked.identity)[:12]}…, it has no seal; header and shapes")
+    checked.ok(f"sums and counts of {len(held.entries)} weights, all finite")
     return checked

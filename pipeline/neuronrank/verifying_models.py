@@ -4,14 +4,11 @@ from pathlib import Path
 
 from neuronrank.checkpoint import open_model
 from neuronrank.errors import ArtifactError, MismatchError, NeuronrankError
-from neuronrank.export import SCHEMA
-from neuronrank.files import canonical_json, read_sealed_json, sha256_file, sha256_text
+from neuronrank.export_description import read_export, require_listed
+from neuronrank.files import canonical_json, sha256_text
 from neuronrank.findings import Checked
-from neuronrank.headers import Export, check_header
 from neuronrank.model_description import EXPORT_FILE, MODEL_FILE, read_description
 from neuronrank.seals import FIELD
-
-_RUN = "neuronrank export"
 
 
 def check_model(directory: Path) -> Checked:
@@ -56,14 +53,13 @@ def check_export(directory: Path) -> Checked:
     Raises:
         ArtifactError: `neuronrank.json` cannot be read, or changed.
     """
-    described = read_sealed_json(directory / EXPORT_FILE, SCHEMA, _RUN)
-    check_header(directory / EXPORT_FILE, described, Export, _RUN)
+    described = read_export(directory)
     checked = Checked(directory, "export", described[FIELD], described["made_from"])
     checked.ok(f"{EXPORT_FILE}: seal {described[FIELD][:12]}…, {described['schema']}, header")
     before = len(checked.findings)
     for name, entry in described["files"].items():
         try:
-            _require(directory / name, entry["bytes"], entry["sha256"])
+            require_listed(directory / name, entry["bytes"], entry["sha256"])
         except ArtifactError as err:
             checked.fault(str(err))
     for path in sorted(directory.rglob("*")):
@@ -74,16 +70,3 @@ def check_export(directory: Path) -> Checked:
     if len(checked.findings) == before:
         checked.ok(f"{len(described['files'])} files: sizes and checksums; no others")
     return checked
-
-
-def _require(path: Path, n_bytes: int, sha256: str) -> None:
-    try:
-        if not path.is_file():
-            raise ArtifactError(f"{path}: is no file, although {EXPORT_FILE} lists it. Run: {_RUN}")
-        if path.stat().st_size != n_bytes:
-            raise ArtifactError(f"{path}: has {path.stat().st_size} bytes, {EXPORT_FILE} lists {n_bytes}. Run: {_RUN}")
-        found = sha256_file(path)
-    except OSError as err:
-        raise ArtifactError(f"{path}: cannot be read ({err}), although {EXPORT_FILE} lists it. Run: {_RUN}") from err
-    if found != sha256:
-        raise ArtifactError(f"{path}: has sha256 {found[:12]}…, {EXPORT_FILE} lists {sha256[:12]}…. Run: {_RUN}")
