@@ -23,6 +23,8 @@ class Step:
     arguments: tuple[str, ...]
     outs: tuple[str, ...]
     """Names in `out/`."""
+    resumes: bool = False
+    """Whether an interrupted run leaves its work beside, for the next one."""
     needs_absent: bool = False
     """Whether it refuses to write where something is."""
     keeps: tuple[str, ...] = ()
@@ -42,12 +44,16 @@ class Step:
 
 def _stage(name: str, arguments: str, outs: Sequence[str], title: str = "", processes: int = 1) -> Step:
     given = (*arguments.split(), "--metrics", f"out/{METRICS}")
-    return Step(title or name, f"stages.{name}", given, (*outs, METRICS), processes=processes)
+    resumes = name in {"collect", "sequential"}
+    return Step(title or name, f"stages.{name}", given, (*outs, METRICS), resumes, processes=processes)
 
 
 def _new(name: str, arguments: str, out: str, title: str = "", keeps: tuple[str, ...] = ()) -> Step:
     """Return a command that refuses to write where something is."""
-    return Step(title or name, "neuronrank", (name, *arguments.split()), (out,), needs_absent=True, keeps=keeps)
+    resumes = name in {"merge", "import-imatrix"}
+    return Step(
+        title or name, "neuronrank", (name, *arguments.split()), (out,), resumes, needs_absent=True, keeps=keeps
+    )
 
 
 _MODEL = "--model artifacts/model"
