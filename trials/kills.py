@@ -81,8 +81,10 @@ def kill_trials(root: Path, steps: Sequence[Step], trials: int, seed: int) -> di
         one = found[step.name]
         if step.name not in runs:
             runs[step.name] = _Uninterrupted(root, step)
+        known = len(one.failures)
         _trial(runs[step.name], next(kinds[step.name]), drawn, one)
-        click.echo(f"{number + 1}/{trials} {step.name}: {one.killed}, {len(faults(asdict(one)))} faults", err=True)
+        said = "; ".join(one.failures[known:]) or "all right"
+        click.echo(f"{number + 1}/{trials} {step.name}: {one.killed}, {said}", err=True)
     return {name: asdict(one) for name, one in found.items()}
 
 
