@@ -149,7 +149,8 @@ class _Uninterrupted:
         if not self.events[state]:
             state = BEFORE
         event = drawn.randrange(self.events[state])
-        if limit is not None and drawn.random() < 0.5:  # what is written in one call is first seen after it
+        # What is written in one call is first seen after it; of a single file that is all there is to write.
+        if limit is not None and (len(self.sizes) == 1 or drawn.random() < 0.5):
             state, event = BEFORE, self.events[BEFORE] - 1
         return _Drawn(kind, Moment(**self.moment, state=state, event=event, limit=limit))
 
