@@ -1,6 +1,7 @@
 """Files in our formats: their bytes depend on their content alone, and what is not one of them is refused."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -68,3 +69,29 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         assert read_header(small / "a.safetensors", "s", run="x")["schema"] == "s"
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+KILLED_IN_THE_LIBRARY = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from neuronrank.files import write_tensors
+if sys.argv[2] == "killed":
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+write_tensors(Path(sys.argv[1]), {"a": np.ones(100_000)}, {"schema": "s"})
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on the size of files is the moment")
+def test_what_the_library_leaves_when_it_is_killed_is_deleted_by_the_next_run(tmp_path):
+    def run(how: str) -> int:
+        command = [sys.executable, "-c", KILLED_IN_THE_LIBRARY, str(tmp_path / "x.safetensors"), how]
+        return subprocess.run(command, check=False).returncode
+
+    assert run("killed") == -signal.SIGXFSZ
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert any(name.startswith(".tmp") for name in left), f"the library has another way now: {left}"
+    assert run("whole") == 0
+    assert [path.name for path in tmp_path.rglob("*")] == ["x.safetensors"]

@@ -4,9 +4,12 @@ import sys
 
 import pytest
 
+from trials import kills
 from trials.building import built
-from trials.kills import kill_trials, table
-from trials.steps import STEPS, digest
+from trials.kills import faults, kill_trials, table
+from trials.steps import STEPS, Step, digest
+
+needs_signals = pytest.mark.skipif(sys.platform != "linux", reason="a limit on the size of files is the moment")
 
 
 def test_a_digest_tells_names_bytes_kinds_and_empty_directories_apart(tmp_path):
@@ -41,11 +44,52 @@ def test_metrics_are_compared_without_what_a_run_costs(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
+TORN = "text is neither the earlier nor the new one"
+
+
+def toy_trials(root, monkeypatch, how: str, trials: int):
+    """Kill the toy so many times; its earlier output has other lines."""
+    monkeypatch.chdir(root)
+    step = Step("toy", "tests.writing_toy", (how, "--out", "out/text"), ("text",))
+    return kill_trials(root, [step], trials, seed=0)["toy"]
+
+
+@needs_signals
+def test_a_file_that_is_written_beside_its_place_stays_whole(tmp_path, monkeypatch):
+    found = toy_trials(tmp_path, monkeypatch, "whole", 5)
+    assert found["kills"] == sum(found["killed"].values()) == 5
+    assert found["killed"]["while"] > 0 < found["killed"]["after"]
+    assert faults(found) == [], table({"toy": found})
+
+
+@needs_signals
+def test_a_file_that_is_written_in_its_place_is_found_torn(tmp_path, monkeypatch):
+    found = toy_trials(tmp_path, monkeypatch, "in-place", 5)
+    assert any(TORN in failure for failure in found["failures"]), table({"toy": found})
+
+
+@needs_signals
+def test_a_run_that_ended_before_its_kill_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "_KINDS", ("at an event while",))
+    found = toy_trials(tmp_path, monkeypatch, "idle-once", 2)
+    assert (found["kills"], found["killed"]["while"], found["drawn_again"]) == (2, 2, 1)
+    assert found["failures"] == []
+
+
+@needs_signals
+def test_a_step_that_is_never_killed_while_it_writes_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setattr(kills, "_KINDS", ("at an event after",))
+    found = toy_trials(tmp_path, monkeypatch, "whole", 2)
+    assert (found["kills"], found["killed"]["after"], found["failures"]) == (2, 2, [])
+    assert faults(found) == ["never killed while writing"]
+    assert "| toy | 2 | 0 | 0 | 2 | 0 | never killed while writing |" in table({"toy": found})
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed by a signal")
+@needs_signals
 def test_prune_and_collect_are_killed(tmp_path):
     with built(tmp_path):
         steps = [step for step in STEPS if step.name in ("prune", "collect")]
         found = kill_trials(tmp_path, steps, trials=6, seed=0)
-    assert [one["trials"] for one in found.values()] == [3, 3]
-    assert not any(one["failures"] for one in found.values()), table(found)
+    assert [one["kills"] for one in found.values()] == [3, 3]
+    assert not any(faults(one) for one in found.values()), table(found)

@@ -1,6 +1,6 @@
 """The trials' command line.
 
-Examples: python -m trials kills --trials 55 --seed 0; python -m trials flips --trials 2000
+Examples: python -m trials kills --trials 60 --seed 0; python -m trials flips --trials 2000
 """
 
 import json
@@ -14,7 +14,7 @@ import click
 from trials.building import built
 from trials.flips import flip_trials
 from trials.flips import table as flips_table
-from trials.kills import kill_trials, table
+from trials.kills import faults, kill_trials, table
 from trials.steps import STEPS
 
 
@@ -25,13 +25,16 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--trials", type=click.IntRange(1), default=55, show_default=True, help="How many, by turns of the steps."
+    "--trials", type=click.IntRange(1), default=60, show_default=True, help="How many kills, by turns of the steps."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the moments.")
 @click.option("--only", multiple=True, type=click.Choice([step.name for step in STEPS]), help="Only these steps.")
 @click.option("--results", type=click.Path(path_type=Path), help="JSON file to write.")
 def kills(trials: int, seed: int, only: tuple[str, ...], results: Path | None) -> None:
-    """Kill every stage and command at random moments and hold what is left, and what the next run makes of it."""
+    """Kill every stage and command at random moments and hold what is left, and what the next run makes of it.
+
+    Ends with exit code 1 on any failure, and when a step was never killed while it wrote.
+    """
     logging.basicConfig(level=logging.WARNING)  # the steps' own lines would hide the trials'
     steps = [step for step in STEPS if not only or step.name in only]
     with tempfile.TemporaryDirectory() as folder, built(Path(folder)):
@@ -39,7 +42,7 @@ def kills(trials: int, seed: int, only: tuple[str, ...], results: Path | None) -
     if results:
         results.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     click.echo(table(found))
-    sys.exit(any(step["failures"] for step in found.values()))
+    sys.exit(any(faults(step) for step in found.values()))
 
 
 @main.command()

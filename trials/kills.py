@@ -1,8 +1,9 @@
 """Every stage killed at random moments: the earlier output stays whole, and the next run ends as if nothing was.
 
-Of a step, an uninterrupted run tells how long it takes until it holds its outputs (`.lock`), until it writes
-(`.partial`), and in all. By turns, a trial kills at a moment drawn uniformly of its time from the first
-write on, of its time from the lock on, and of the whole run, since loading libraries takes most of a run.
+An uninterrupted run of a step tells what it writes, how long it takes, and how often it opens, renames or deletes a
+file below `out/`. By turns, a trial kills in the middle of a write, at one of these events, or after a random time:
+loading libraries takes most of a run, and writing a few milliseconds, which no time drawn at random would hit.
+A run that ended before its kill is drawn again: only kills count.
 """
 
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -19,56 +21,87 @@ from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from trials.building import run_here
-from trials.steps import Step, digests
+from trials.dying import AFTER, BEFORE, WHILE, Moment, kill_all
+from trials.steps import METRICS, Step, digests
 
 _ROOT = Path(__file__).resolve().parent.parent
 _LITTER = (".partial", ".old", ".lock")
-_MOMENTS = ("partial", "lock", "start")
-_POLL_SECONDS = 0.0005
+_KINDS = ("in a write", "at an event after", "at a time", "at an event while", "at a time of its writing")
+_MOST_DRAWS = 20
+_MOST_SECONDS = 600
 
 
 @dataclass
 class Found:
     """What the trials of one step found."""
 
-    trials: int = 0
-    killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("before", "while", "after", "ended"), 0))
-    """When, by what lay in `out/`: no write begun; something half-written; the new output in its place; too late."""
+    kills: int = 0
+    killed: dict[str, int] = field(default_factory=lambda: dict.fromkeys((BEFORE, WHILE, AFTER), 0))
+    """When, by what lay in `out/`: no write begun; something half-written; the first output in its place."""
+    drawn_again: int = 0
+    """So many runs ended before they were killed."""
     failures: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """When to kill: at a moment that the command finds itself, or after so many seconds."""
+
+    kind: str
+    moment: Moment
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Say it for a failure."""
+        if self.seconds is not None:
+            return f"killed {self.kind}: after {self.seconds:.3f} s"
+        size = "" if self.moment.limit is None else f", {self.moment.limit} bytes"
+        return f"killed {self.kind}: event {self.moment.event} {self.moment.state}{size}"
+
+
 def kill_trials(root: Path, steps: Sequence[Step], trials: int, seed: int) -> dict[str, dict[str, Any]]:
-    """Run so many trials, of the steps by turns.
+    """Kill so many times, the steps by turns.
 
     Args:
         root: of a project that was built; the current directory.
         steps: to kill.
-        trials: of all steps together.
+        trials: kills of all steps together.
         seed: of the moments.
 
     Returns:
         Step -> the fields of `Found`.
     """
     drawn, found = random.Random(seed), {step.name: Found() for step in steps}
-    prepared = {step.name: _Uninterrupted(root, step) for step in steps[:trials]}
-    moments = {step.name: cycle(_MOMENTS) for step in steps}
+    kinds = {step.name: cycle(_KINDS) for step in steps}
+    runs: dict[str, _Uninterrupted] = {}
     for number, step in zip(range(trials), cycle(steps)):
-        _trial(prepared[step.name], next(moments[step.name]), drawn.random(), found[step.name])
         one = found[step.name]
-        click.echo(f"{number + 1}/{trials} {step.name}: {one.killed}, {len(one.failures)} failures", err=True)
-    return {name: asdict(one) for name, one in found.items() if one.trials}
+        if step.name not in runs:
+            runs[step.name] = _Uninterrupted(root, step)
+        known = len(one.failures)
+        _trial(runs[step.name], next(kinds[step.name]), drawn, one)
+        said = "; ".join(one.failures[known:]) or "all right"
+        click.echo(f"{number + 1}/{trials} {step.name}: {one.killed}, {said}", err=True)
+    return {name: asdict(one) for name, one in found.items()}
+
+
+def faults(one: dict[str, Any]) -> list[str]:
+    """Return the failures of a step; that it was never killed while it wrote is one."""
+    return one["failures"] + ([] if one["killed"][WHILE] else ["never killed while writing"])
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
     """Return the results as Markdown."""
-    columns = ["step", "trials", "before writing", "while", "after", "ended first", "result"]
+    columns = ["step", "kills", "before writing", "while", "after", "drawn again", "result"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for name, one in found.items():
-        result = "; ".join(one["failures"]) or "all right"
-        lines.append(f"| {name} | {one['trials']} | {' | '.join(map(str, one['killed'].values()))} | {result} |")
-    return "\n".join(lines)
+    rows = {name: [one["kills"], *one["killed"].values(), one["drawn_again"]] for name, one in found.items()}
+    for name, row in rows.items():
+        lines.append(f"| {name} | {' | '.join(map(str, row))} | {'; '.join(faults(found[name])) or 'all right'} |")
+    total = [sum(column) for column in zip(*rows.values(), strict=True)]
+    return "\n".join([*lines, f"| all | {' | '.join(map(str, total))} | |"])
 
 
 class _Uninterrupted:
@@ -85,16 +118,19 @@ class _Uninterrupted:
             self.kept = root / "earlier" / step.name.replace(" ", "-")
             shutil.copytree(self.out, self.kept)
         self.earlier = digests(root, step)
-        begin, self.seconds = time.perf_counter(), dict.fromkeys(_MOMENTS, 0.0)
-        with _started(step, root) as process:
-            for moment in ("lock", "partial"):
-                _wait_for(self.out, moment, process)
-                self.seconds[moment] = time.perf_counter() - begin
-            _, said = process.communicate()
-        self.total = time.perf_counter() - begin
-        assert process.returncode == 0, said
+        self.moment = {"out": str(self.out.resolve()), "first": step.outs[0], "starter": os.getpid()}
+        log, begin = root / "events", time.time()
+        log.unlink(missing_ok=True)
+        code, said = _run(self, _Drawn("never", Moment(**self.moment, log=str(log))))
+        assert code == 0, said
+        self.seconds = time.time() - begin
+        lines = [line.split() for line in log.read_text(encoding="ascii").splitlines()]
+        self.first_event = float(lines[0][0]) - begin
+        self.events = Counter(state for _, state in lines)
         self.wanted = digests(root, step)
-        same = [name for name in step.outs if name != "metrics.json" and self.wanted[name] == self.earlier[name]]
+        first = self.out / step.outs[0]
+        self.sizes = [size for path in (first, *first.rglob("*")) if path.is_file() and (size := path.stat().st_size)]
+        same = [name for name in step.outs if name != METRICS and self.wanted[name] == self.earlier[name]]
         assert not same, f"{step.name}: {same} would not show which run wrote it"
 
     def reset(self) -> None:
@@ -103,67 +139,80 @@ class _Uninterrupted:
         if self.kept:
             shutil.copytree(self.kept, self.out, dirs_exist_ok=True)
 
+    def draw(self, kind: str, drawn: random.Random) -> _Drawn:
+        """Draw a moment of a kind; of a first output that is never half-written, an event before it is in its place."""
+        if "time" in kind:
+            begin = self.first_event if "writing" in kind else 0.0
+            return _Drawn(kind, Moment(**self.moment), drawn.uniform(begin, self.seconds))
+        state = AFTER if "after" in kind else WHILE
+        limit = drawn.randrange(drawn.choice(self.sizes)) if kind == "in a write" else None
+        if not self.events[state]:
+            state = BEFORE
+        event = drawn.randrange(self.events[state])
+        # What is written in one call is first seen after it; of a single file that is all there is to write.
+        if limit is not None and (len(self.sizes) == 1 or drawn.random() < 0.5):
+            state, event = BEFORE, self.events[BEFORE] - 1
+        return _Drawn(kind, Moment(**self.moment, state=state, event=event, limit=limit))
 
-def _trial(run: _Uninterrupted, moment: str, share: float, found: Found) -> None:
-    run.reset()
-    delay = share * (run.total - run.seconds[moment])
-    with _started(run.step, run.root) as process:
-        if moment != "start":
-            _wait_for(run.out, moment, process)
-        try:
-            process.wait(delay)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-        _, said = process.communicate()
-    where = f"killed {delay:.3f} s after {moment}"
-    found.trials += 1
-    if process.returncode not in (0, -signal.SIGKILL):
-        found.failures.append(f"{where}: ended with {process.returncode}: {said[-300:]}")
-    found.killed[_when(run, process.returncode)] += 1
+
+def _trial(run: _Uninterrupted, kind: str, drawn: random.Random, found: Found) -> None:
+    for _ in range(_MOST_DRAWS):
+        run.reset()
+        where = run.draw(kind, drawn)
+        code, said = _run(run, where)
+        if code != 0:
+            break
+        found.drawn_again += 1
+    if code != -signal.SIGKILL:
+        found.failures.append(f"{where}: ended with {code}: {said[-300:]}")
+        return
+    found.kills += 1
     left = digests(run.root, run.step)
+    found.killed[_when(run, left)] += 1
     for name, held in left.items():
         if held not in (run.earlier[name], run.wanted[name]):
             found.failures.append(f"{where}: {name} is neither the earlier nor the new one")
-    _run_again(run, where, left, found)
+    _run_again(run, str(where), left, found)
 
 
 def _run_again(run: _Uninterrupted, where: str, left: dict[str, str], found: Found) -> None:
-    with _started(run.step, run.root) as process:
-        _, said = process.communicate()
+    code, said = _run(run, _Drawn("never", Moment(**run.moment)))
     refused = run.step.needs_absent and left == run.wanted and "already exists" in said
-    if process.returncode != (1 if refused else 0):
-        found.failures.append(f"{where}: the next run ended with {process.returncode}: {said[-300:]}")
+    if code != (1 if refused else 0):
+        found.failures.append(f"{where}: the next run ended with {code}: {said[-300:]}")
     again = digests(run.root, run.step)
     differing = [name for name in again if again[name] != run.wanted[name]]
     if differing:
         found.failures.append(f"{where}: the next run wrote another {', '.join(differing)}")
-    litter = sorted(path.name for path in run.out.iterdir() if path.name not in run.step.outs)
+    litter = sorted(path.name for path in run.out.iterdir() if path.name not in (*run.step.outs, *run.step.keeps))
     litter += [str(path) for path in run.out.rglob("*") if path.suffix in _LITTER and path.parent != run.out]
     if litter:
         found.failures.append(f"{where}: the next run left {', '.join(litter)}")
 
 
-def _when(run: _Uninterrupted, code: int) -> str:
+def _when(run: _Uninterrupted, left: dict[str, str]) -> str:
     """Return when a run was killed, by what lies in `out/`."""
-    if code == 0:
-        return "ended"
-    left = digests(run.root, run.step)
     first = run.step.outs[0]
     if left[first] == run.wanted[first]:
-        return "after"
-    return "while" if any(path.suffix == ".partial" for path in run.out.iterdir()) else "before"
+        return AFTER
+    half_written = any(path.suffix == ".partial" for path in run.out.rglob("*"))
+    return WHILE if half_written or left[first] != run.earlier[first] else BEFORE
 
 
-def _started(step: Step, root: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{_ROOT / 'pipeline'}:{_ROOT}"}
+def _run(run: _Uninterrupted, drawn: _Drawn) -> tuple[int, str]:
+    """Run a step to its end or its kill; return its exit code and what it said."""
+    environment = {**os.environ, "PYTHONPATH": f"{_ROOT / 'pipeline'}:{_ROOT}", **drawn.moment.environment()}
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-m", *step.command()], cwd=root, env=environment, **pipes)
-
-
-def _wait_for(out: Path, suffix: str, process: subprocess.Popen[str]) -> None:
-    """Wait until something with that suffix lies in `out/`, or the process has ended."""
-    while process.poll() is None and not any(name.endswith(f".{suffix}") for name in os.listdir(out)):  # noqa: PTH208
-        time.sleep(_POLL_SECONDS)
+    command = [sys.executable, "-m", *run.step.launcher(), "trials.dying", *run.step.command()]
+    with subprocess.Popen(command, cwd=run.root, env=environment, **pipes) as process:
+        try:
+            _, said = process.communicate(timeout=_MOST_SECONDS if drawn.seconds is None else drawn.seconds)
+        except subprocess.TimeoutExpired:
+            kill_all(psutil.Process(process.pid))
+            _, said = process.communicate()
+            if drawn.seconds is None:
+                return 1, f"did not end within {_MOST_SECONDS} s: {said}"
+    return process.returncode, said
 
 
 def _empty(directory: Path) -> None:

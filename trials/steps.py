@@ -5,10 +5,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 METRICS = "metrics.json"
-_COSTS = {"seconds", "process_seconds", "peak_rss_mib"}
-"""Of metrics: they differ from run to run."""
+_WITH_COSTS = {METRICS, "summary.json", "table.json"}
+_COSTS = {"seconds", "process_seconds", "peak_rss_mib", "forward_pass"}
+"""Of those files: they differ from run to run."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,41 @@ class Step:
     """Whether an interrupted run leaves its work beside, for the next one."""
     needs_absent: bool = False
     """Whether it refuses to write where something is."""
+    keeps: tuple[str, ...] = ()
+    """Names in `out/` of what it keeps for later runs, and no killed run need have."""
+    processes: int = 1
 
     def command(self, params: str = "params.yaml") -> list[str]:
-        """Return the arguments of `python -m`; a stage reads that parameter file."""
-        own = ["--params", params] if self.module.startswith("stages.") else []
-        return [self.module, *self.arguments, *own]
+        """Return the arguments of `python -m`; what always replaces its output reads that parameter file."""
+        return [self.module, *self.arguments, *([] if self.needs_absent else ["--params", params])]
+
+    def launcher(self) -> list[str]:
+        """Return what comes between `python -m` and a module."""
+        if self.processes == 1:
+            return []
+        return ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
 
 
-def _stage(name: str, arguments: str, outs: Sequence[str], title: str = "", resumes: bool = False) -> Step:
+def _stage(name: str, arguments: str, outs: Sequence[str], title: str = "", processes: int = 1) -> Step:
     given = (*arguments.split(), "--metrics", f"out/{METRICS}")
-    return Step(title or name, f"stages.{name}", given, (*outs, METRICS), resumes)
+    resumes = name in {"collect", "sequential"}
+    return Step(title or name, f"stages.{name}", given, (*outs, METRICS), resumes, processes=processes)
+
+
+def _new(name: str, arguments: str, out: str, title: str = "", keeps: tuple[str, ...] = ()) -> Step:
+    """Return a command that refuses to write where something is."""
+    resumes = name in {"merge", "import-imatrix"}
+    return Step(
+        title or name, "neuronrank", (name, *arguments.split()), (out,), resumes, needs_absent=True, keeps=keeps
+    )
 
 
 _MODEL = "--model artifacts/model"
 _CALIBRATION = f"{_MODEL} --tokens artifacts/calibration"
+_RUN = (
+    "--model source/model --prune-method neuronrank_fisher --neuronrank-max-classes 6 --sparsity-type structured "
+    "--text source/calibration.jsonl --nsamples 8 --seqlen 16 --seed 1 --dtype float32"
+)
 STEPS = (
     _stage("fetch", "model --out out/model", ["model"], "fetch model"),
     _stage("fetch", "text --out out/text", ["text"], "fetch text"),
@@ -47,7 +70,8 @@ STEPS = (
         f"{_MODEL} --text artifacts/text --calibration out/calibration --evaluation out/evaluation",
         ["calibration", "evaluation"],
     ),
-    _stage("collect", f"{_CALIBRATION} --out out/statistics", ["statistics"], resumes=True),
+    _stage("collect", f"{_CALIBRATION} --out out/statistics", ["statistics"]),
+    _stage("collect", f"{_CALIBRATION} --out out/statistics", ["statistics"], "collect, 2 processes", processes=2),
     _stage(
         "score",
         "--recipe wanda --statistics artifacts/statistics --out out/scores.safetensors",
@@ -67,23 +91,24 @@ STEPS = (
         "sequential",
         f"--by wanda 50pct {_CALIBRATION} --statistics out/through --out out/by-layer.safetensors",
         ["through", "by-layer.safetensors"],
-        resumes=True,
     ),
     _stage("report", "--artifacts reported --measured reported/metrics --out out/report", ["report"]),
-    Step(
+    _new("export", f"{_MODEL} --mask artifacts/mask.safetensors --out out/pruned", "pruned"),
+    _new(
         "export",
-        "neuronrank",
-        ("export", "--model", "artifacts/model", "--mask", "artifacts/mask.safetensors", "--out", "out/pruned"),
-        ("pruned",),
-        needs_absent=True,
+        f"{_MODEL} --mask artifacts/saved/mask.safetensors --compact --out out/compact",
+        "compact",
+        "export --compact",
     ),
+    _new("merge", "artifacts/statistics artifacts/second --out out/merged", "merged"),
+    _new("import-imatrix", f"artifacts/imatrix.gguf {_MODEL} --out out/imported", "imported"),
+    _new("export-imatrix", "artifacts/statistics --out out/imatrix.gguf", "imatrix.gguf"),
+    _new("run", f"{_RUN} --save out/saved --cache-dir out/cache", "saved", keeps=("cache",)),
     Step(
-        "merge",
+        "table",
         "neuronrank",
-        ("merge", "artifacts/statistics", "artifacts/second", "--out", "out/merged"),
-        ("merged",),
-        resumes=True,
-        needs_absent=True,
+        ("table", *_MODEL.split(), "--tokens", "artifacts", "--results", "out/table.json"),
+        ("table.json",),
     ),
 )
 SECOND = _stage(
@@ -93,19 +118,28 @@ SECOND = _stage(
 
 
 def digest(path: Path) -> str:
-    """Return what an output holds: a SHA-256 of all names and bytes below it, `absent`, or metrics without costs."""
+    """Return what an output holds, without what runs cost: a SHA-256 of all names and bytes below it, or `absent`."""
     if not path.exists():
         return "absent"
-    if path.name == METRICS:
-        content = json.loads(path.read_bytes())
-        return json.dumps({key: value for key, value in content.items() if key not in _COSTS}, sort_keys=True)
     found = hashlib.sha256()
     for file in [path, *sorted(path.rglob("*"))]:
         found.update(f"{file.relative_to(path)}\0{'file' if file.is_file() else 'directory'}\0".encode())
         if file.is_file():
-            content = file.read_bytes()
+            content = _without_costs(file.read_bytes()) if file.name in _WITH_COSTS else file.read_bytes()
             found.update(f"{len(content)}\0".encode() + content)
     return found.hexdigest()
+
+
+def _without_costs(content: bytes) -> bytes:
+    """Return a JSON object without the fields that differ from run to run; what is none, as it is."""
+
+    def kept(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in fields.items() if key not in _COSTS}
+
+    try:
+        return json.dumps(json.loads(content, object_hook=kept), sort_keys=True).encode()
+    except ValueError:
+        return content
 
 
 def digests(root: Path, step: Step) -> dict[str, str]:

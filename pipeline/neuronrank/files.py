@@ -27,7 +27,7 @@ from neuronrank.seals import (
     seal_tensor_file,
     sealed_text,
 )
-from neuronrank.storage import set_usual_mode
+from neuronrank.storage import SAVING, beside, remove, set_usual_mode
 
 UNREADABLE = (safetensors.SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError)
 """What the library raises of a file that is not sound, or whose types numpy has not."""
@@ -128,10 +128,23 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], header: Mapping
     with output_file(path) as partial:
         contiguous = {name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)}
         metadata = {HEADER_KEY: json.dumps({**header, FIELD: BLANK}, sort_keys=True, allow_nan=False)}
-        safetensors.numpy.save_file(contiguous, partial, metadata=metadata)
+        _save_tensors(partial, beside(path, SAVING), contiguous, metadata)
         seal = seal_tensor_file(partial)
         set_usual_mode(partial)
     return seal
+
+
+def _save_tensors(partial: Path, saving: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write safetensors by way of a directory of its own, which the next writer cleans when this one is killed.
+
+    The library writes to a file of a random name first, in the directory of the one that it is asked for.
+    """
+    saving.mkdir()
+    try:
+        safetensors.numpy.save_file(tensors, saving / partial.name, metadata=metadata)
+        (saving / partial.name).rename(partial)
+    finally:
+        remove(saving)
 
 
 def read_header(path: Path, schema: str, run: str) -> dict[str, Any]:

@@ -26,6 +26,8 @@ _REFUSED_WRITES = {
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
 """What kernels, file systems and sandboxes without the exchange answer; two renames tell a true refusal."""
+SAVING = "saving.partial"
+"""Kind of what lies beside an output (`beside`): a directory where a library writes files of random names."""
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -219,7 +221,8 @@ def clean(path: Path) -> None:
     if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
     remove(old)
-    remove(beside(path, "partial"))
+    for kind in ("partial", SAVING):
+        remove(beside(path, kind))
 
 
 def remove(path: Path) -> None:
