@@ -175,6 +175,14 @@ def test_an_array_that_another_setting_keeps_is_refused_with_that_setting(tmp_pa
     refused(ArtifactError, lambda: stats.names_on("class"), "collected with collect.classes: 0, raise it")
 
 
+def test_an_array_whose_group_was_not_written_is_listed_when_the_next_run_ends(tmp_path):
+    """As a full disk may leave them: of two files that are written at once, one."""
+    artifacts.statistics(tmp_path, {("mlp_in", "sum_sq"): [[1, 2, 3]]}, [])
+    (tmp_path / "artifact/taps.zarr/mlp_in/zarr.json").unlink()
+    again = artifacts.statistics(tmp_path, {("mlp_in", "sum_sq"): [[1, 2, 3]]}, [])
+    assert "sum_sq" in again.manifest["arrays"]["mlp_in"]
+
+
 def test_one_expert_is_read_by_its_number(tmp_path):
     """Two layers, two experts of three channels: expert e of layer l has 10 l + e + 1 times (1, 2, 3)."""
     modules = [artifacts.module(f"m.{e}", "mlp", (3, 3), f"mlp_in.{e}", f"neuron.{e}", "row") for e in range(2)]

@@ -173,9 +173,12 @@ class StatisticsWriter:
 
     def _array(self, path: str, shape: Any, chunks: Any, dtype: Any, about: Spec | dict[str, Any]) -> Any:
         """Return an array of the store; made, with its description at once, when it is not there."""
-        if path not in self._open and path in self._root:
-            self._open[path] = self._root[path]
         if path in self._open:
+            return self._open[path]
+        if "/" in path:  # written with the array at once: a full disk may have left that alone, to be listed nowhere
+            self._root.require_group(path.rpartition("/")[0])
+        if path in self._root:
+            self._open[path] = self._root[path]
             return self._open[path]
         # A chunk that is missing reads as the fill value: one that no sum and no count can have.
         fill = {"f": math.nan, "i": -1, "u": np.iinfo(dtype).max if dtype.kind == "u" else 0}[dtype.kind]
