@@ -18,6 +18,7 @@ from tqdm import tqdm
 from neuronrank.errors import NeuronrankError, ParamsError
 from neuronrank.files import write_json
 from neuronrank.locks import one_writer
+from neuronrank.outputs import require_no_directory
 from neuronrank.printing import told
 
 InFile = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -81,6 +82,7 @@ def _only_writer(metrics: Path, options: dict[str, Any]) -> Iterator[None]:
         return
     parameters = click.get_current_context().command.params
     outputs = [path for param in parameters if param.type is OutPath and (path := options.get(str(param.name)))]
+    require_no_directory(metrics)
     with ExitStack() as held:
         for path in [*outputs, metrics]:
             held.enter_context(one_writer(path))

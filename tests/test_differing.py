@@ -9,7 +9,7 @@ import pytest
 import torch
 import zarr
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from neuronrank import differing
 from neuronrank.artifact_kinds import KINDS, MODEL_FILE, MODEL_SCHEMA
@@ -17,6 +17,7 @@ from neuronrank.cli import main
 from neuronrank.differing import difference
 from neuronrank.differing_settings import differing_settings
 from neuronrank.differing_values import ArraySource, array_difference
+from neuronrank.fetching import fetch_model
 from neuronrank.files import write_sealed_json
 from neuronrank.mask_store import pack, write_masks
 from neuronrank.provenance import file_entries
@@ -105,17 +106,6 @@ def statistics(directory, profile="full", **changed):
     for key, values in changed.items():
         sums["neuron", key] = np.asarray(values, dtype=sums["neuron", key].dtype)
     return artifacts.statistics(directory, sums, [], {f"{GATE}.row_sum_abs": [1, 2]}, profile).directory
-
-
-def model(directory, **changes):
-    tensors = {
-        name: {"dtype": "bfloat16", "shape": [4, 2], "sha256": digest * 64} for name, digest in (("a", "1"), ("b", "2"))
-    }
-    digests = {"fingerprint": "f" * 64, "tokenizer_sha256": "e" * 64}
-    header = {"schema": MODEL_SCHEMA, "config": {"hidden_size": 2}, "tensors": tensors, "weights": {}, "source": {}}
-    directory.mkdir()
-    write_sealed_json(directory / MODEL_FILE, header | digests | changes)
-    return directory
 
 
 def relist(directory):
@@ -357,18 +347,39 @@ def test_every_kind_of_a_real_project_equals_itself_and_recipes_differ(finished_
     assert not {"sparsity.model", "modules"} & set(keys)
 
 
-def test_models_are_compared_by_their_digests(tmp_path):
-    one = model(tmp_path / "a")
-    tensors = {
-        "a": {"dtype": "bfloat16", "shape": [4, 2], "sha256": "3" * 64},
-        "c": {"dtype": "float32", "shape": [1], "sha256": "4" * 64},
-    }
-    two = model(tmp_path / "b", config={"hidden_size": 3}, tensors=tensors)
+def fetched(source, out):
+    fetch_model({"source": "path", "path": str(source)}, out)
+    return out
+
+
+def test_models_are_compared_by_their_digests(tiny_model, tmp_path):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    shard = min(other.glob("*.safetensors"))
+    tensors = load_file(shard)
+    changed = sorted(tensors)[0]
+    tensors[changed].view(-1)[0] += 1
+    save_file(tensors, shard, metadata={"format": "pt"})
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
+    one, two = fetched(tiny_model, tmp_path / "a"), fetched(other, tmp_path / "b")
     found = difference(one, two)
-    assert (found["contents"], found["only_in_a"], found["only_in_b"]) == (["a"], ["b"], ["c"])
-    assert found["settings"] == [{"key": "config.hidden_size", "a": 2, "b": 3}]
-    assert "tensors: 1 of 1 hold other values\n  a\n" in run(one, two, code=1)
-    assert difference(one, model(tmp_path / "c"))["equal"]
+    assert (found["contents"], found["only_in_a"], found["only_in_b"]) == ([changed], [], [])
+    assert {"key": "config.rms_norm_eps", "a": config["rms_norm_eps"], "b": 0.5} in found["settings"]
+    assert f" hold other values\n  {changed}\n" in run(one, two, code=1)
+    assert difference(one, fetched(tiny_model, tmp_path / "c"))["equal"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model-00001-of"])
+def test_a_model_that_is_not_what_it_says_is_equal_to_none(tiny_model, tmp_path, name):
+    """What was fetched and changed afterwards: its description is the one of before."""
+    source = shutil.copytree(tiny_model, tmp_path / "source")
+    one, two = fetched(tiny_model, tmp_path / "a"), fetched(source, tmp_path / "b")
+    damaged = next(path for path in (*two.rglob(f"{name}*"), *source.glob(f"{name}*")))
+    content = bytearray(damaged.read_bytes())
+    at = content.rindex(b"silu") if name == "config.json" else len(content) - 3
+    content[at] ^= 1
+    damaged.write_bytes(content)
+    assert "is not what model.json says" in run(one, two, code=2)
 
 
 def test_exported_models_are_compared_file_by_file_and_tensor_by_tensor(finished_project, tmp_path):

@@ -46,6 +46,15 @@ def test_a_header_of_another_schema_names_both(tmp_path):
         read_header(path, "neuronrank.scores/1", run="dvc repro score")
 
 
+def test_another_kind_of_artifact_is_not_taken_for_an_older_one(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": np.zeros(1, dtype=np.float32)}, {"schema": "neuronrank.scores/4"})
+    with pytest.raises(
+        ArtifactError, match=r"another kind of artifact, neuronrank.scores/4; expected neuronrank.masks/4"
+    ):
+        read_header(path, "neuronrank.masks/4", run="dvc repro prune")
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00" * 7, b"\xff" * 64, b"not a tensor file at all"])
 def test_corrupt_tensor_files_are_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"

@@ -135,7 +135,7 @@ def test_the_older_format_is_refused_with_the_command_that_converts_it(tmp_path)
     name = Q.encode()
     entry = struct.pack("<i", len(name)) + name + struct.pack("<ii3f", 3, 3, 1, 2, 3)
     (tmp_path / "old.dat").write_bytes(struct.pack("<i", 1) + entry + struct.pack("<ii", 3, 0))
-    with pytest.raises(SourceError, match=r"llama-imatrix --model any\.gguf --in-file old\.dat -o old\.gguf"):
+    with pytest.raises(SourceError, match=r"llama-imatrix --model any\.gguf --in-file old\.dat -o converted\.gguf"):
         read_imatrix(tmp_path / "old.dat")
     (tmp_path / "nothing").write_bytes(b"")
     with pytest.raises(SourceError, match="starts with b''"):

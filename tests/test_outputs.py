@@ -473,6 +473,39 @@ def test_a_lock_that_cannot_be_written_leaves_no_litter(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+def test_a_directory_in_which_nothing_can_be_made_is_told(tmp_path):
+    """As /proc: it is there, and says of every new file that there is no such directory."""
+    with pytest.raises(StorageError, match="no file can be made in /proc"):
+        put(Path("/proc/out"), a="a")
+
+
+def test_a_file_does_not_take_the_place_of_a_directory(tmp_path):
+    (tmp_path / "out/kept").mkdir(parents=True)
+    with pytest.raises(StorageError, match="out: is a directory, and a file is to be written there"):
+        write_json(tmp_path / "out", 1)
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["kept"]
+
+
+def test_metrics_that_cannot_be_written_are_told_before_the_work(tmp_path):
+    import click
+    from click.testing import CliRunner
+
+    from stages._command import OutPath, stage_command
+
+    @stage_command("score", "example")
+    @click.option("--out", type=OutPath)
+    def work(out, params):
+        raise AssertionError("it worked")
+
+    (tmp_path / "params.yaml").touch()
+    (tmp_path / "metrics.json").mkdir()
+    files = {"--out": "out", "--metrics": "metrics.json", "--params": "params.yaml"}
+    done = CliRunner().invoke(work, [word for option, name in files.items() for word in (option, str(tmp_path / name))])
+    assert done.exit_code == 1
+    assert "metrics.json: is a directory, and a file is to be written there" in done.output
+
+
 def test_a_file_system_without_locks_is_told_and_written(tmp_path, monkeypatch, caplog):
     def refuse(*_arguments):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from neuronrank import team
 from neuronrank.accumulation import Accumulation
+from neuronrank.errors import ParamsError
 from neuronrank.profiles import PROFILES
 from neuronrank.sketch import EDGES, HIGHEST_OCTAVE, LOWEST_OCTAVE, N_BINS, MagnitudeSketch, nearest_edge
 from neuronrank.statistics import Context, Labels, Tapped, class_moments, document_sums, magnitude_sketch, topic_sums
@@ -384,3 +385,9 @@ def test_threads_do_not_change_a_bit(n_threads, openmp, monkeypatch):
     assert ("mlp_in", "gram") in alone
     for key, values in alone.items():
         assert torch.equal(values, together[key]), key
+
+
+@pytest.mark.parametrize("quantile", [-0.1, 1.7, float("nan")])
+def test_a_quantile_that_there_is_not_is_refused(quantile):
+    with pytest.raises(ParamsError, match="expected from 0 to 1"):
+        sketch_of(np.ones((3, 1))).quantile(quantile)

@@ -19,7 +19,7 @@ from neuronrank.differing_values import (
 from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.export_description import read_export, require_listed
 from neuronrank.imatrix import COUNTS, SUMS, read_imatrix
-from neuronrank.model_description import read_description
+from neuronrank.model_description import MODEL_FILE, read_description
 from neuronrank.statistics_store import Statistics
 
 Difference = dict[str, Any]
@@ -139,7 +139,12 @@ def _windows(path: Path) -> _Opened:
 
 
 def _model(path: Path) -> _Opened:
+    from neuronrank.verifying_models import check_model  # torch, which no other kind needs
+
     header = read_description(path)
+    fault = next((finding.what for finding in check_model(path).findings if finding.is_fault), None)
+    if fault:
+        raise ArtifactError(f"{path}: is not what {MODEL_FILE} says: {fault}")
     tensors = header["tensors"]
     shapes = {name: _unread(tuple(entry["shape"]), entry["dtype"]) for name, entry in tensors.items()}
     return _Opened("model", _without(header, "tensors"), shapes, tensors)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank.errors import ParamsError
+
 DEFAULT_QUANTILE = 0.6
 
 
@@ -38,8 +40,13 @@ def document_frequency(activity: NDArray[np.floating[Any]], quantile: float) -> 
     Returns:
         (C,) counts in [0, D]; 0 without a document.
 
+    Raises:
+        ParamsError: no such quantile.
+
     Source: METHODS section 3.4, `DF_c = #{d : A_dc >= tau}`.
     """
+    if not 0 < quantile < 1:
+        raise ParamsError(f"quantile is {quantile}; expected one between 0 and 1, without these")
     if not activity.size:
         return np.zeros(activity.shape[1], dtype=np.int64)
     # An entry reaches the interpolated quantile exactly when it reaches the order statistic at or above it, so that

@@ -217,5 +217,7 @@ def check_schema(path: Path, header: Any, schema: str, run: str) -> None:
         ArtifactError: names what was found, what was expected and the command that mends it.
     """
     found = header.get("schema") if isinstance(header, Mapping) else type(header).__name__
+    if isinstance(found, str) and found.partition("/")[0] != schema.partition("/")[0]:
+        raise ArtifactError(f"{path}: is another kind of artifact, {found}; expected {schema}. Give one made by: {run}")
     if found != schema:
         raise ArtifactError(f"{path}: schema is {found!r}, this version reads {schema!r}. Make it again: {run}")

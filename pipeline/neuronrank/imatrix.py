@@ -74,7 +74,7 @@ def read_imatrix(path: Path) -> Imatrix:
     container = open_container(
         path,
         f"If it is an importance matrix of llama.cpp's older format, convert it: llama-imatrix --model any.gguf "
-        f"--in-file {path.name} -o {path.stem}.gguf (it asks for a model, any will do)",
+        f"--in-file {path.name} -o converted.gguf (it asks for a model, any will do)",
     )
     values = container.values
     if values.get(_TYPE) != _KIND:

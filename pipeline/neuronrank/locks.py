@@ -22,6 +22,8 @@ log = logging.getLogger("neuronrank")
 _HELD: ContextVar[frozenset[Path]] = ContextVar("_HELD", default=frozenset())
 """Outputs that this thread writes: what it calls writes them without another lock. Other threads do not see it."""
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
+_MOST_MISSING = 1000
+"""So often may a directory be missing that was just made, before its file system is taken for one without files."""
 _SHOWN = 200
 """Characters of the other process's command that are told."""
 
@@ -80,13 +82,17 @@ def _emptied(path: Path) -> Iterator[list[Path]]:
 
 def _acquire(path: Path, wait: bool) -> tuple[int, bool]:
     """Return the open lock file, and whether there was another process to wait for."""
-    lock, waited = beside(path, "lock"), False
+    lock, waited, n_missing = beside(path, "lock"), False, 0
     while True:
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # closed in programs that this one starts
-        except FileNotFoundError:  # another process deletes parent directories that it made
-            continue
+        except FileNotFoundError as err:  # another process deletes parent directories that it made
+            n_missing += 1
+            if n_missing < _MOST_MISSING:
+                continue
+            unable = f"{path}: cannot write: no file can be made in {lock.parent}. Choose another place"
+            raise StorageError(unable) from err
         owned = False
         try:
             if not _locked(held, path, wait and waited):

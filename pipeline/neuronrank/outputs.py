@@ -101,6 +101,9 @@ def resumable_directory(path: Path, key: str) -> Iterator[Path]:
                 with contextlib.suppress(OSError):  # what is wrong is told, and the next run cleans
                     remove(work)
             raise
+        except KeyboardInterrupt:
+            log.info("%s: what was done is kept; the same command goes on with it", work)
+            raise
         sync_tree(artifact)
         # Out of the work directory first: were they exchanged in there, a run that is killed right then would leave
         # the earlier artifact where the next one looks for its own.
@@ -163,6 +166,16 @@ def _work_directories(path: Path) -> list[Path]:
     return [other for other in path.parent.iterdir() if named.fullmatch(other.name)]
 
 
+def require_no_directory(path: Path) -> None:
+    """Refuse to write a file where a directory is.
+
+    Raises:
+        StorageError: it is one.
+    """
+    if path.is_dir():
+        raise StorageError(f"{path}: is a directory, and a file is to be written there. Choose another place")
+
+
 def boot_id() -> str:
     """Return what differs each time the machine starts; where the system does not tell, each time it is asked."""
     try:
@@ -179,6 +192,7 @@ def output_file(path: Path) -> Iterator[Path]:
         StorageError: the disk refused a write, or another process is writing `path`.
     """
     with _written_beside(path) as partial:
+        require_no_directory(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         if is_private(path):  # synced with all around it

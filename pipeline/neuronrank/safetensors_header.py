@@ -27,6 +27,8 @@ def header_text(path: Path) -> bytes:
     with open_regular(path) as file:
         n_bytes = os.fstat(file.fileno()).st_size
         stated = file.read(8)
+        if not stated:
+            raise ValueError("it is empty")
         length = int.from_bytes(stated, "little")
         if len(stated) < 8 or not 2 <= length <= min(n_bytes - 8, LARGEST_HEADER_BYTES):
             raise ValueError(f"it has {n_bytes} bytes, its first 8 state a header of {length}")

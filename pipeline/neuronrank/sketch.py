@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neuronrank.errors import ParamsError
+
 LOWEST_OCTAVE, HIGHEST_OCTAVE = -24, 16
 # Of the 128 bfloat16 steps in an octave, as few edges as keep neighbours within a factor of 1.04.
 _STEPS = (128, 133, 138, 143, 148, 153, 159, 165, 171, 177, 184, 191, 198, 205, 213, 221, 229, 238, 247)
@@ -119,6 +121,9 @@ class MagnitudeSketch:
         """Return (C,) quantiles of |a|, linearly interpolated between order statistics, each within 2 %.
 
         Order statistics beyond the ends of the grid are given as 0 and as the mean of the last bin.
+
+        Raises:
+            ParamsError: a quantile that is not from 0 to 1.
         """
         return np.asarray(self._interpolated(np.array([quantile]))[0])
 
@@ -127,6 +132,8 @@ class MagnitudeSketch:
         return self._interpolated(np.array(quantiles)).astype(np.float32)
 
     def _interpolated(self, quantiles: NDArray[np.float64]) -> NDArray[np.float64]:
+        if not ((quantiles >= 0) & (quantiles <= 1)).all():
+            raise ParamsError(f"quantile is {', '.join(map(str, quantiles))}; expected from 0 to 1")
         position = quantiles[:, None] * (self.n - 1)
         low = np.floor(position).astype(np.int64)
         below, above = self._order_statistics(np.stack([low, np.minimum(low + 1, self.n - 1)]))

@@ -33,7 +33,7 @@ def read_listed(path: Path, entry: Mapping[str, Any], run: str) -> bytes:
             n_bytes = os.fstat(file.fileno()).st_size
             content = file.read(n_bytes) if n_bytes == entry["bytes"] else b""
     except FileNotFoundError as err:
-        raise ArtifactError(f"{path}: missing, although the manifest lists it. Run: {run}") from err
+        raise ArtifactError(f"{path}: missing, although the manifest lists it. Run dvc pull for it, or: {run}") from err
     except OSError as err:
         raise ArtifactError(f"{path}: cannot be read ({err}). Run: {run}") from err
     if n_bytes != entry["bytes"]:
