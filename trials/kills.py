@@ -30,6 +30,7 @@ from trials.steps import METRICS, Step, digests
 _ROOT = Path(__file__).resolve().parent.parent
 _LITTER = (".partial", ".old", ".lock")
 _KINDS = ("in a write", "at an event after", "at a time", "at an event while", "at a time of its writing")
+_INSIDE = ("in a write", "at an event while")
 _MOST_DRAWS = 20
 _MOST_SECONDS = 600
 
@@ -82,7 +83,10 @@ def kill_trials(root: Path, steps: Sequence[Step], trials: int, seed: int) -> di
         if step.name not in runs:
             runs[step.name] = _Uninterrupted(root, step)
         known = len(one.failures)
-        _trial(runs[step.name], next(kinds[step.name]), drawn, one)
+        kind = next(kinds[step.name])
+        if one.kills and not one.killed[WHILE]:  # a limit may have torn a file of another output, or the lock
+            kind = _INSIDE[one.kills % 2]
+        _trial(runs[step.name], kind, drawn, one)
         said = "; ".join(one.failures[known:]) or "all right"
         click.echo(f"{number + 1}/{trials} {step.name}: {one.killed}, {said}", err=True)
     return {name: asdict(one) for name, one in found.items()}
