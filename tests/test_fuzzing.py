@@ -37,7 +37,7 @@ from neuronrank.verifying import verify
 from neuronrank.windows import read_windows
 from tests.project import TFIDF, WANDA, Project
 
-EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "30"))
+EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "20"))
 """Of each test; thousands were run before a release."""
 _FUZZ = settings(
     max_examples=EXAMPLES,

@@ -79,6 +79,7 @@ def test_a_run_that_ended_before_its_kill_is_drawn_again(tmp_path, monkeypatch):
 @needs_signals
 def test_a_step_that_is_never_killed_while_it_writes_is_a_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(kills, "_KINDS", ("at an event after",))
+    monkeypatch.setattr(kills, "_INSIDE", ("at an event after",) * 2)
     found = toy_trials(tmp_path, monkeypatch, "whole", 2)
     assert (found["kills"], found["killed"]["after"], found["failures"]) == (2, 2, [])
     assert faults(found) == ["never killed while writing"]
