@@ -143,6 +143,11 @@ class _Uninterrupted:
         if self.kept:
             shutil.copytree(self.kept, self.out, dirs_exist_ok=True)
 
+    def took(self, seconds: float) -> None:
+        """Expect of the next run what this one took: a machine that was busy at the first is so no more."""
+        self.first_event *= seconds / self.seconds
+        self.seconds = seconds
+
     def draw(self, kind: str, drawn: random.Random) -> _Drawn:
         """Draw a moment of a kind; of a first output that is never half-written, an event before it is in its place."""
         if "time" in kind:
@@ -163,9 +168,11 @@ def _trial(run: _Uninterrupted, kind: str, drawn: random.Random, found: Found) -
     for _ in range(_MOST_DRAWS):
         run.reset()
         where = run.draw(kind, drawn)
+        begin = time.time()
         code, said = _run(run, where)
         if code != 0:
             break
+        run.took(time.time() - begin)
         found.drawn_again += 1
     if code != -signal.SIGKILL:
         found.failures.append(f"{where}: ended with {code}: {said[-300:]}")
