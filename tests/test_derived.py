@@ -1,6 +1,7 @@
 """What is stored of sketches, topics and classes at default settings is what scoring would compute of them."""
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from neuronrank.scores import compute_factors
 from neuronrank.statistics_schema import ARRAYS
 from neuronrank.statistics_store import Statistics
 from neuronrank.tap_statistics import TapStatistics
+from neuronrank.verifying import verify
+from tests.forging import reseal
 from tests.project import Project, tiny_params
 from tests.settings import distinct, filled, settings
 
@@ -65,6 +68,26 @@ def test_stored_values_give_the_factors_of_computed_ones_to_the_bit(statistics, 
         np.testing.assert_array_equal(stored[name], values, err_msg=name)
 
 
+def test_what_was_collected_before_an_array_was_kept_is_computed(statistics, tmp_path):
+    earlier = tmp_path / "statistics"
+    shutil.copytree(statistics.directory, earlier)
+    for tap in statistics.manifest["arrays"]:
+        shutil.rmtree(earlier / f"taps.zarr/{tap}/class_pca_qda", ignore_errors=True)
+
+    def without(manifest: dict) -> None:
+        for names in manifest["arrays"].values():
+            names[:] = [name for name in names if name != "class_pca_qda"]
+        for file in [file for file in manifest["files"] if "/class_pca_qda/" in file]:
+            del manifest["files"][file]
+
+    reseal(earlier, without)
+    part = {"method": "neuronrank_pca_qda", "classes": 10}
+    found = factors(Statistics(earlier), part)
+    for name, values in factors(statistics, part).items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert [finding for finding in verify([earlier]) if finding.is_fault] == []
+
+
 EXPONENTS = {"weight_exp": 0.7, "tf_exp": 1.3, "idf_exp": 0.6, "variance_exp": 1.7, "variance_multi": 3.0}
 OTHERS = {"eps": 2e-10, "element": False, "pooled": True, "magnitude_multi": 0.2, "token_weight": 0.5}
 
@@ -73,7 +96,7 @@ OTHERS = {"eps": 2e-10, "element": False, "pooled": True, "magnitude_multi": 0.2
 @pytest.mark.parametrize(
     "part",
     [
-        *({"method": method} for method in METHODS if method != "neuronrank_pca_qda"),
+        *({"method": method} for method in METHODS),
         *SPIKY,
         *TOPIC,
         {"method": "neuronrank_old", "threshold": "pooled"},
@@ -85,7 +108,7 @@ def test_default_settings_read_no_sketch_no_topics_and_no_classes(statistics, mo
     known = registry.load("scoring", part["method"]).Params.model_fields
     part = {**({"classes": 10} if "classes" in known else {}), **part}
     if exponents:
-        baked = ("eps",) if part["method"] == "neuronrank_qda" else ()
+        baked = ("eps",) if part["method"] in ("neuronrank_qda", "neuronrank_pca_qda") else ()
         part = {**{k: v for k, v in (EXPONENTS | OTHERS).items() if k in known and k not in baked}, **part}
 
     def refuse(*_args, **_kwargs):
@@ -99,7 +122,7 @@ def test_default_settings_read_no_sketch_no_topics_and_no_classes(statistics, mo
 def test_the_settings_are_the_defaults_of_the_methods():
     named = {"quantile": ("q_active", "spike_quantile"), "factor": ("kappa",), "eps": ("eps",)}
     expected = {"q_active": 0.6, "spike_quantile": 0.9, "kappa": 1.0, "eps": 1e-10}
-    expected |= {"topics": TOPICS, "classes": CLASSES}
+    expected |= {"topics": TOPICS, "classes": CLASSES, "components": 128}
     for method in METHODS:
         for name, field in registry.load("scoring", method).Params.model_fields.items():
             if name in expected:

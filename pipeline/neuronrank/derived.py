@@ -4,7 +4,6 @@ Reading those themselves takes seconds, so that what exponents are swept over li
 asks for the function that computes it, with its settings; `stored_as` says whether it is kept. It is computed of arrays
 as they are stored, so that reading and computing give the same bits; `quantiles` alone are rounded, and no method reads
 them. `df_count` is derived as well. Of an expert that saw no token all of them are 0.
-Discriminants on principal components are not kept: they take longer than all others together, and few ask for them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -53,6 +52,7 @@ OF_CLASSES = (
     Derived("class_within", ClassMoments.within, {}),
     Derived("class_mean_variance", ClassMoments.variance_of_means, {}),
     Derived("class_qda", ClassMoments.quadratic_discriminant, {"eps": 1e-10}),
+    Derived("class_pca_qda", ClassMoments.principal_discriminant, {"eps": 1e-10, "components": 128}),
 )
 
 

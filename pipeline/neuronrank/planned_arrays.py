@@ -17,7 +17,7 @@ PROJECTED, _NEAREST = 128, 12
 """As in `topics.py`, which needs torch; a test compares them."""
 _WEIGHT_STATISTICS = 3
 _FLOAT64 = {"total_sum", "tf_sum", "wanda_sum_sq", "top_tenth_mean", "topic_tf"}
-_FLOAT64 |= {f"class_{name}" for name in ("between", "within", "mean_variance", "qda")}
+_FLOAT64 |= {f"class_{name}" for name in ("between", "within", "mean_variance", "qda", "pca_qda")}
 _INTEGERS = {
     "token": "int32",
     "document": "int32",

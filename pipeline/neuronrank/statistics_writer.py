@@ -95,9 +95,10 @@ class StatisticsWriter:
         Raises:
             MismatchError: an array has another shape than in an earlier layer.
         """
+        kept = self._kept(arrays)
         chunks: list[tuple[Any, NDArray[Any]]] = []
         waiting: dict[str, NDArray[Any]] = {f"weights/{name}": values for name, values in weights.items()}
-        for (group, name), values in _experts_together(self.stored(arrays)).items():
+        for (group, name), values in _experts_together(kept).items():
             spec = ARRAYS[name]
             if spec.stacked:
                 waiting[f"stacked/{group}/{name}"] = values
@@ -107,8 +108,11 @@ class StatisticsWriter:
             if array.shape[1:] != values.shape:
                 raise MismatchError(f"layer {index}: {path} has shape {values.shape}, earlier layers {array.shape[1:]}")
             chunks.append((array, values))
-        with ThreadPoolExecutor(_WRITERS) as pool:  # compressing lets go of the interpreter's lock
+        with ThreadPoolExecutor(_WRITERS) as pool:  # compressing and linear algebra let go of the interpreter's lock
+            derived = pool.submit(self._derived, kept)
             list(pool.map(lambda chunk: chunk[0].__setitem__(index, chunk[1]), chunks))
+        for (group, name), values in _experts_together(derived.result()).items():
+            waiting[f"stacked/{group}/{name}"] = values
         write_tensors(self._waiting(index), waiting, {})
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
@@ -147,6 +151,10 @@ class StatisticsWriter:
 
     def stored(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
         """Return what is stored of a layer: rounded, with totals and derived arrays, without what is not kept."""
+        kept = self._kept(arrays)
+        return kept | self._derived(kept)
+
+    def _kept(self, arrays: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
         kept: dict[tuple[str, str], NDArray[Any]] = {}
         for (group, name), values in arrays.items():
             rounded = self._rounded(name, values)
@@ -160,8 +168,11 @@ class StatisticsWriter:
                 if name not in PROFILES[self._profile].documents.get(base(group), ()):
                     continue
             kept[group, name] = rounded
+        return kept
+
+    def _derived(self, kept: Arrays) -> dict[tuple[str, str], NDArray[Any]]:
         derived = derived_arrays(kept, self._class_count)
-        return kept | {key: self._rounded(key[1], values) for key, values in derived.items()}
+        return {key: self._rounded(key[1], values) for key, values in derived.items()}
 
     def _rounded(self, name: str, values: NDArray[Any]) -> NDArray[Any]:
         bits = ARRAYS[name].kept_bits if PROFILES[self._profile].rounded else None

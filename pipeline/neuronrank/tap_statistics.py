@@ -13,7 +13,7 @@ from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, docume
 from neuronrank.errors import MismatchError, UnknownName
 from neuronrank.sketch import EDGES, MagnitudeSketch
 from neuronrank.statistics_schema import TOTALS
-from neuronrank.tap_names import expert
+from neuronrank.tap_names import base, expert
 from neuronrank.token_classes import ClassMoments, fewer_classes
 from neuronrank.topic_merging import TopicSums, merged_count, merged_sums
 
@@ -189,6 +189,9 @@ class TapStatistics:
             MismatchError: more classes than are stored, or fewer documents than were counted.
         """
         array = stored_as(compute, settings)
+        held = self._store.manifest["arrays"].get(base(self._tap), ())
+        if array not in held and "class_sum" in held:  # collected before that array was kept
+            array = None
         found = None if array is None else self._read_whole(array)
         if found is None or n != min(CLASSES, len(self._store.class_count()) - 1):
             return compute(self.classes(n), **settings)

@@ -1,10 +1,11 @@
 """Moments of a tap's activations per token class, and variances from them. Needs no torch."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Vector = NDArray[np.float64]
 
@@ -86,22 +87,33 @@ class ClassMoments:
             eps: added to a variance before dividing by it.
             components: at most so many directions, and no more than the means span.
         """
+        with _blas().limit(limits=1, user_api="blas"):  # the same bits on any machine's number of threads
+            return self._principal_discriminant(eps, components)
+
+    def _principal_discriminant(self, eps: float, components: int) -> Vector:
         several = self.count > 1
         if not several.any():  # nothing varies within a class: refused by name, as every score of zeros is
             return np.zeros(self.mean.shape[1])
-        share, deviation = self.share[several, None], self.deviation[several]
-        rows = np.sqrt(share) * deviation
+        rows = np.sqrt(self.share[several, None]) * self.deviation[several]
         values, vectors = np.linalg.eigh(rows @ rows.T)  # smaller than the matrix over channels
-        chosen = np.argsort(values)[::-1][:components]
+        chosen = np.arange(len(values))[::-1][:components]
         chosen = chosen[values[chosen] > values[chosen[0]] * _SPANNED]
-        directions = (rows.T @ vectors[:, chosen]) / np.sqrt(values[chosen])  # (C, R), unit columns
-        projected_variance = self.variance[several] @ directions**2
-        scores = (share * (deviation @ directions) ** 2 / (projected_variance + eps)).sum(axis=0)
-        return np.asarray(directions**2 @ scores)
+        values, vectors = values[chosen], vectors[:, chosen]
+        loadings = (rows.T @ vectors / np.sqrt(values)) ** 2  # (C, R) of unit directions
+        projected_variance = self.variance[several] @ loadings
+        # p_k z_kr^2 is the eigenvalue times the squared entry of its vector.
+        scores = values * (vectors**2 / (projected_variance + eps)).sum(axis=0)
+        return np.asarray(loadings @ scores)
 
 
 _SPANNED = 1e-10
 """Directions with less than this share of the largest variance are rounding errors."""
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """Return what sets the threads of NumPy's linear algebra; looking for it takes milliseconds."""
+    return ThreadpoolController()
 
 
 def _weighted(share: Vector, values: Vector) -> Vector:
