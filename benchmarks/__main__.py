@@ -85,6 +85,7 @@ def run(  # the options of a command
     _require_own_environment()
     timed = {name: (sys.executable, name) for name in ITEMS}
     if llm_compressor_python:
+        _require_importable(llm_compressor_python)
         timed |= {name: (llm_compressor_python, item) for name, item in BESIDE.items()}
     earlier = json.loads(results.read_text()) if add else None
     found: dict[str, Any] = earlier or {"items": {name: [] for name in timed}, "stolen_shares": []}
@@ -118,6 +119,16 @@ def _require_own_environment() -> None:
             )
 
 
+def _require_importable(python: str) -> None:
+    """Refuse an environment that lacks what is timed in it, before a turn is spent on the rest."""
+    done = _run(python, "-c", "import benchmarks.items, llmcompressor")
+    if done.returncode:
+        why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise click.ClickException(
+            f"{python} cannot import what it is to time: {why}. Install that there, then run again"
+        )
+
+
 def _environment() -> dict[str, Any]:
     """Return what ratios depend on: the device, the processor's kind, and the number of threads."""
     import torch
@@ -132,15 +143,19 @@ def _environment() -> dict[str, Any]:
 
 
 def _measure(python: str, name: str, windows: int) -> dict[str, Any]:
-    """Run one item in a process of its own, with this tree's code whichever Python it is."""
-    command = [python, "-m", "benchmarks", "item", name, "--windows", str(windows)]
-    paths = os.pathsep.join(str(Path(path).resolve()) for path in ("pipeline", "."))
-    environment = {**os.environ, "PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    """Run one item in a process of its own."""
+    done = _run(python, "-m", "benchmarks", "item", name, "--windows", str(windows))
     if done.returncode:
         raise click.ClickException(f"{name} failed:\n{done.stderr[-2000:]}")
     measured: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return measured
+
+
+def _run(python: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python with this tree's code, whichever it is."""
+    paths = os.pathsep.join(str(Path(path).resolve()) for path in ("pipeline", "."))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run([python, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
 def _processor_time() -> list[int]:

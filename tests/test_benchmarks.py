@@ -95,3 +95,13 @@ def test_packages_that_the_project_does_not_allow_are_refused(monkeypatch):
         click.ClickException, match=r"transformers is 4\.9\.0, the project needs transformers<6,>=5\.23"
     ):
         bench._require_own_environment()
+
+
+def test_an_environment_that_lacks_what_is_timed_is_refused_before_the_first_turn(tmp_path, monkeypatch):
+    (tmp_path / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no llmcompressor' >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(bench, "_measure", lambda *_: pytest.fail("timed"))
+    options = ["--llm-compressor-python", str(tmp_path / "python"), "--results", str(tmp_path / "speed.json")]
+    done = CliRunner().invoke(bench.main, ["run", *options])
+    assert done.exit_code == 1
+    assert "python cannot import what it is to time: ModuleNotFoundError: no llmcompressor" in done.output
