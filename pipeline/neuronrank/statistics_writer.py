@@ -109,9 +109,11 @@ class StatisticsWriter:
                 raise MismatchError(f"layer {index}: {path} has shape {values.shape}, earlier layers {array.shape[1:]}")
             chunks.append((array, values))
         with ThreadPoolExecutor(_WRITERS) as pool:  # compressing and linear algebra let go of the interpreter's lock
-            derived = pool.submit(self._derived, kept)
-            list(pool.map(lambda chunk: chunk[0].__setitem__(index, chunk[1]), chunks))
-        for (group, name), values in _experts_together(derived.result()).items():
+            writes = [pool.submit(array.__setitem__, index, values) for array, values in chunks]
+            derived = self._derived(kept)  # in this thread, the one whose limits on threads linear algebra heeds
+            for write in writes:
+                write.result()
+        for (group, name), values in _experts_together(derived).items():
             waiting[f"stacked/{group}/{name}"] = values
         write_tensors(self._waiting(index), waiting, {})
 

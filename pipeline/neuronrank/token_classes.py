@@ -2,10 +2,16 @@
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
+
+from neuronrank.errors import NotFiniteError
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Vector = NDArray[np.float64]
 
@@ -86,9 +92,16 @@ class ClassMoments:
         Args:
             eps: added to a variance before dividing by it.
             components: at most so many directions, and no more than the means span.
+
+        Raises:
+            NotFiniteError: sums of classes are so large that no directions can be computed.
         """
-        with _blas().limit(limits=1, user_api="blas"):  # the same bits on any machine's number of threads
-            return self._principal_discriminant(eps, components)
+        # The same bits whatever the number of threads; the limit is the process's: one thread at a time sets it.
+        with _ONE_AT_A_TIME, _blas().limit(limits=1, user_api="blas"):
+            try:
+                return self._principal_discriminant(eps, components)
+            except np.linalg.LinAlgError as err:
+                raise NotFiniteError(f"principal components of the means of token classes: {err}") from err
 
     def _principal_discriminant(self, eps: float, components: int) -> Vector:
         several = self.count > 1
@@ -110,9 +123,14 @@ _SPANNED = 1e-10
 """Directions with less than this share of the largest variance are rounding errors."""
 
 
+_ONE_AT_A_TIME = Lock()
+
+
 @cache
-def _blas() -> ThreadpoolController:
+def _blas() -> "ThreadpoolController":
     """Return what sets the threads of NumPy's linear algebra; looking for it takes milliseconds."""
+    from threadpoolctl import ThreadpoolController  # who only reads needs it not
+
     return ThreadpoolController()
 
 
