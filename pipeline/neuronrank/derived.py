@@ -2,8 +2,9 @@
 
 Reading those themselves takes seconds, so that what exponents are swept over lies beside them. Whoever needs a value
 asks for the function that computes it, with its settings; `stored_as` says whether it is kept. It is computed of arrays
-as they are stored, so that reading and computing give the same bits; `quantiles` alone are rounded, and no method reads
-them. `df_count` is derived as well. Of an expert that saw no token all of them are 0.
+as they are stored, so that reading and computing give the same bits (of `class_pca_qda` with the same linear algebra
+library on the same kind of processor); `quantiles` alone are rounded, and no method reads them. `df_count` is derived
+as well. Of an expert that saw no token all of them are 0.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,6 +37,9 @@ class Derived:
     settings: Mapping[str, Any]
     """The methods' defaults."""
 
+
+ADDED = frozenset({"class_pca_qda"})
+"""Arrays that artifacts of this schema may lack: the first of them were collected before these were kept."""
 
 OF_SKETCH = (
     Derived("top_tenth_mean", MagnitudeSketch.top_mean, {"quantile": 0.9}),

@@ -80,7 +80,9 @@ ARRAYS: Mapping[str, Spec] = {
     "class_mean_variance": _derived("activation^2", "unweighted variance of class means, of 512 classes at most"),
     "class_qda": _derived("1", "quadratic discriminant of 512 classes at most: sum_k p_k (m_k - mu)^2 / (v_k + 1e-10)"),
     "class_pca_qda": _derived(
-        "1", "the same on 128 principal components of the means at most, carried back by squared loadings"
+        "1",
+        "quadratic discriminant of 512 classes at most, projected on 128 principal components of their means at most: "
+        "sum_r u_rc^2 sum_k p_k z_kr^2 / (v_kr + 1e-10)",
     ),
     "topic_sum": Spec(("topic", "channel"), "activation", "a over the tokens of each micro-topic", kept_bits=9),
     "topic_sum_abs": Spec(("topic", "channel"), "activation", "|a| over the tokens of each micro-topic", kept_bits=9),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neuronrank.derived import CLASSES, TOPICS, stored_as
+from neuronrank.derived import ADDED, CLASSES, TOPICS, stored_as
 from neuronrank.document_frequency import DEFAULT_QUANTILE, active_means, document_frequency
 from neuronrank.errors import MismatchError, UnknownName
 from neuronrank.sketch import EDGES, MagnitudeSketch
@@ -190,7 +190,7 @@ class TapStatistics:
         """
         array = stored_as(compute, settings)
         held = self._store.manifest["arrays"].get(base(self._tap), ())
-        if array not in held and "class_sum" in held:  # collected before that array was kept
+        if array in ADDED and array not in held and "class_sum" in held:
             array = None
         found = None if array is None else self._read_whole(array)
         if found is None or n != min(CLASSES, len(self._store.class_count()) - 1):
