@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from neuronrank.checkpoint import describe_model, open_model
 from neuronrank.cli import main
+from neuronrank.differing import difference
 from neuronrank.errors import ArtifactError, NeuronrankError
 from neuronrank.files import canonical_json, read_json, write_sealed_json
 from neuronrank.model_files import tokenizer_sha256
@@ -60,6 +61,10 @@ def test_a_description_of_an_exported_model_is_forged_and_sealed(root, data):
     with put_back(path) as before:
         write_forged(path, data.draw(forged(json.loads(before[path]))))
         verify([root / "out"])
+        try:
+            assert difference(root / "out", root / "out")["equal"]
+        except NeuronrankError:
+            return
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"])

@@ -188,7 +188,7 @@ def test_scores_masks_losses_and_windows_are_summed_up(finished_project):
 
 def test_what_cannot_be_inspected_is_one_message(project, tmp_path):
     assert "nowhere: not found" in run("inspect", tmp_path / "nowhere", code=1)
-    assert "has no manifest.json, model.json, neuronrank.json, so it is no statistics artifact" in run(
+    assert "has no manifest.json, neuronrank.json, model.json, so it is no statistics artifact" in run(
         "inspect", tmp_path, code=1
     )
     save_file({"x": np.zeros(2)}, tmp_path / "other.safetensors")

@@ -23,7 +23,7 @@ KINDS = {
 }
 """Schema -> kind; an importance matrix, which is not of ours, has its `general.type` for one."""
 
-_DIRECTORIES = {MANIFEST: "dvc repro collect", MODEL_FILE: RUN, EXPORT_FILE: export_description.RUN}
+_DIRECTORIES = {MANIFEST: "dvc repro collect", EXPORT_FILE: export_description.RUN, MODEL_FILE: RUN}
 """The file that states the schema of a directory -> the command that makes it."""
 
 
@@ -31,7 +31,8 @@ def stated_schema(path: Path) -> str:
     """Return the schema that a file, or that of a directory, states; "none" when it states none.
 
     Raises:
-        ArtifactError: missing, corrupt, or a directory that holds no artifact of ours, or not a complete one.
+        ArtifactError: missing, corrupt, a part of statistics, or a directory that holds no artifact of ours, or not a
+            complete one.
     """
     header: Any
     if path.is_dir():
@@ -46,4 +47,6 @@ def stated_schema(path: Path) -> str:
         return "imatrix"
     else:
         header = read_metadata(path, "dvc repro")
+        if isinstance(header, dict) and header.get("schema") == statistics_schema.SCHEMA:
+            raise ArtifactError(f"{path}: belongs to statistics, a directory with {MANIFEST}; give that directory")
     return str(header.get("schema", "none")) if isinstance(header, dict) else "none"

@@ -307,6 +307,7 @@ class Export(Made):
     """Of `neuronrank.json` in an exported model."""
 
     files: Files
+    modules: List[MaskedModule]
     sparsity: Dict[str, float]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from neuronrank.checkpoint import ModelArtifact
 from neuronrank.collection import CollectParams, Fitted
-from neuronrank.errors import MismatchError
+from neuronrank.errors import ArtifactError, MismatchError
 from neuronrank.files import sha256_file
 from neuronrank.merging import Arrays, merge_arrays
 from neuronrank.outputs import new_output, resumable_directory
@@ -182,13 +182,22 @@ def _provenance(parts: Sequence[Statistics], token_ids: NDArray[np.int32]) -> di
 
 
 def _arrays(statistics: Statistics, layer: int) -> Arrays:
-    """Return a layer's arrays, those that follow from others left out."""
+    """Return a layer's arrays, those that follow from others left out.
+
+    Raises:
+        ArtifactError: one is none of the schema.
+    """
     found: Arrays = {}
     for group, names in statistics.manifest["arrays"].items():
         if group == "classes":
             continue
         documents = {TOTALS[name] for name in names if name in TOTALS}
         for name in names:
+            if name not in ARRAYS:
+                raise ArtifactError(
+                    f"{statistics.directory}: {group}/{name} is no array that this version knows. Merge with the "
+                    f"version of neuronrank that collected it, or collect all parts again"
+                )
             if not (ARRAYS[name].derived or name in documents):
                 found |= {(tap, name): statistics.layer_values(layer, tap, name) for tap in statistics.taps_of(group)}
     return found

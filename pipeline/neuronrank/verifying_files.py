@@ -35,11 +35,8 @@ def check_file(path: Path) -> Checked:
     if kind in checks:
         return checks[kind](path)
     checked = Checked(path, "none")
-    if kind == "statistics":
-        checked.fault("belongs to statistics, whose manifest.json is not beside it; give their directory")
-    else:
-        known = ", ".join(one for one in KINDS if KINDS[one] in checks)
-        checked.fault(f"schema is {schema!r}; expected one that this version reads: {known}")
+    known = ", ".join(one for one in KINDS if KINDS[one] in checks)
+    checked.fault(f"schema is {schema!r}; expected one that this version reads: {known}")
     return checked
 
 
