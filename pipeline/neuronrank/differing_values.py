@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from neuronrank.mask_store import MaskFile
 from neuronrank.module_views import view_of
 from neuronrank.regular_files import open_regular
 from neuronrank.safetensors_header import METADATA, read_safetensors_header
+
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,17 @@ def tensor_digests(path: Path) -> Iterator[tuple[str, str, tuple[int, ...], str]
                 if name != METADATA:
                     first, end = entry["data_offsets"]
                     file.seek(start + first)
-                    digest = hashlib.sha256(file.read(end - first)).hexdigest()
+                    digest = _sha256(file, end - first)
                     yield name, str(entry["dtype"]), tuple(entry["shape"]), digest
     except (OSError, ValueError) as err:
         raise ArtifactError(f"{path}: not a readable safetensors file ({err}). Make it again: {RUN}") from err
+
+
+def _sha256(file: BinaryIO, n_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for done in range(0, n_bytes, _BLOCK):
+        digest.update(file.read(min(_BLOCK, n_bytes - done)))
+    return digest.hexdigest()
 
 
 def mask_differences(one: MaskFile, two: MaskFile, names: set[str]) -> list[dict[str, Any]]:

@@ -22,9 +22,8 @@ class Finding:
         return self.state == "FAULT"
 
     def line(self) -> str:
-        """Return it as text that can be encoded, whatever names a file holds."""
-        text = f"{self.state:<6} {self.path}: {self.what.removeprefix(f'{self.path}: ')}"
-        return text.encode("utf-8", "backslashreplace").decode()
+        """Return it as text."""
+        return f"{self.state:<6} {self.path}: {self.what.removeprefix(f'{self.path}: ')}"
 
 
 @dataclass
