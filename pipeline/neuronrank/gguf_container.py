@@ -251,9 +251,9 @@ class _Cursor:
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_regular(path)
     except OSError as err:
-        raise SourceError(f"{path}: cannot be read: {err.strerror}") from err
+        raise SourceError(f"{path}: cannot be read: {err.strerror or err}") from err
 
 
 def _alignment(path: Path, values: Mapping[str, Value]) -> int:

@@ -93,8 +93,7 @@ def _import(path: Path, model: ModelArtifact, out: Path) -> Imported:
     }
     with resumable_directory(out, key_of(manifest)) as work:
         writer = StatisticsWriter(work, n_layers, "wanda")
-        writer.restart()
-        for layer in range(n_layers):
+        for layer in range(writer.n_complete, n_layers):
             weights = layer_weight_sums(modules, layer, skeleton.read_layer(layer))
             writer.write_layer(layer, _arrays(imatrix, [tap for tap in taps if tap.layer == layer]), weights)
         writer.finish(manifest)
