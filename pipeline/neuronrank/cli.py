@@ -9,7 +9,7 @@ from click.core import ParameterSource
 
 from neuronrank.errors import NeuronrankError
 from neuronrank.oneshot.command import run
-from neuronrank.printing import echo_json, echo_lines, told
+from neuronrank.printing import echo_json, echo_lines, printable_lines, told
 
 if not sys.stderr.isatty():
     os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries are noise in a log
@@ -153,7 +153,9 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     """
     from neuronrank.checkpoint import open_model
     from neuronrank.files import write_json
+    from neuronrank.locks import one_writer
     from neuronrank.method_table import measure_all, render, replace_table
+    from neuronrank.outputs import require_no_directory
     from neuronrank.params import read_params
     from neuronrank.project import check_params
     from neuronrank.windows import read_evaluation_windows, read_windows, require_same_tokenizer
@@ -164,8 +166,10 @@ def table(model: Path, tokens: Path, params: Path, results: Path, document: Path
     path = tokens / "calibration/windows.safetensors"
     calibration = read_windows(path)
     require_same_tokenizer(calibration, path, opened.tokenizer_sha256)
-    result = measure_all(opened, calibration, evaluation, read_params(params), click.echo)
-    write_json(results, result)
+    with one_writer(results):  # a place that cannot be written to is told before hours of work
+        require_no_directory(results)
+        result = measure_all(opened, calibration, evaluation, read_params(params), click.echo)
+        write_json(results, result)
     if document:
         replace_table(document, render(result), "make table")
     click.echo(render(result))
@@ -262,7 +266,9 @@ def diff(a: Path, b: Path, as_json: bool) -> None:
     try:
         found = difference(a, b)
     except (NeuronrankError, OSError) as err:
-        raise _Trouble(told(err)) from err
+        # One that names no file is none to be raised: it would end with 1, as what differs does.
+        nameless = isinstance(err, OSError) and err.filename is None
+        raise _Trouble(printable_lines(f"{a}, {b}: {err}") if nameless else told(err)) from err
     echo_json(canonical_json(found)) if as_json else echo_lines(difference_lines(found))
     click.get_current_context().exit(0 if found["equal"] else 1)
 
