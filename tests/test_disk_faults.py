@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,9 +20,17 @@ from tests.test_outputs import hold
 from trials.building import built
 from trials.steps import STEPS, Step, digest
 
-_LEFT_OUT = {"run", "table", "export --compact"}
-BY_NAME = {step.name: step for step in STEPS if step.processes == 1 and step.name not in _LEFT_OUT}
-"""Not those that only run others of these in one process, nor the one that writes as export does."""
+BY_NAME = {step.name: step for step in STEPS if step.processes == 1}
+"""Not two processes that collect: the first of them writes as one alone does."""
+
+
+def steps(*slow: str) -> list[Any]:
+    """Return the names of all, of which some are tried in the slow tests alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in BY_NAME]
+
+
+QUICK = steps("export --compact")  # it writes as export does
+FILLED = steps("export --compact", "run", "table")  # some twenty runs with ever more space, each of all stages
 PAGE = 4096
 
 
@@ -47,7 +56,9 @@ def refused(result: Result, *reasons: str) -> None:
     assert len(said) == 1, result.output
     assert ": cannot write: " in said[0], said
     assert any(reason in said[0] for reason in reasons), said
-    assert said[0].endswith(", then run again")
+    full = "No space left" in said[0]
+    cure = "Free space there" if full else "Mend that, or choose another place"
+    assert said[0].endswith(f". {cure}, then run again")
 
 
 @contextlib.contextmanager
@@ -93,12 +104,12 @@ def digests(step: Step, out: Path) -> dict[str, str]:
 
 def left_beside(step: Step, out: Path) -> list[str]:
     """Return what lies in `out/` but the outputs and, of a step that goes on with it, its work."""
-    names = {path.name for path in out.iterdir()} - set(step.outs) - {"filler"}
+    names = {path.name for path in out.iterdir()} - {*step.outs, *step.keeps, "filler"}
     own = re.compile(rf"\.{step.outs[0]}\.[0-9a-f]{{16}}\.partial")
     return sorted(name for name in names if not (step.resumes and own.fullmatch(name)))
 
 
-@pytest.mark.parametrize("name", list(BY_NAME))
+@pytest.mark.parametrize("name", FILLED)
 def test_a_full_disk(built_project, out, name):
     """With ever more space free, until there is enough: every write is refused once."""
     step = BY_NAME[name]
@@ -128,10 +139,10 @@ def test_a_full_disk(built_project, out, name):
             pages += 1 if pages < 8 else pages // 4
         assert n_refused >= 2
         assert digests(step, out) == wanted
-        assert sorted(path.name for path in out.iterdir()) == sorted([*step.outs, "filler"])
+        assert sorted(path.name for path in out.iterdir()) == sorted([*step.outs, *step.keeps, "filler"])
 
 
-@pytest.mark.parametrize("name", list(BY_NAME))
+@pytest.mark.parametrize("name", QUICK)
 def test_a_read_only_directory(built_project, out, name):
     step = BY_NAME[name]
     with contextlib.ExitStack() as undo:
@@ -148,7 +159,7 @@ def test_a_read_only_directory(built_project, out, name):
         assert sorted(path.name for path in out.iterdir()) == sorted(() if step.needs_absent else step.outs)
 
 
-@pytest.mark.parametrize("name", list(BY_NAME))
+@pytest.mark.parametrize("name", QUICK)
 def test_a_directory_that_is_not_there_and_cannot_be_made(built_project, out, name):
     """Of `out/deeper/<name>` below a file: the refusal names another path than the output's."""
     step = BY_NAME[name]
@@ -163,7 +174,7 @@ def test_a_directory_that_is_not_there_and_cannot_be_made(built_project, out, na
 
 
 @pytest.mark.parametrize("limit", [0, 400])
-@pytest.mark.parametrize("name", list(BY_NAME))
+@pytest.mark.parametrize("name", QUICK)
 def test_a_limit_on_the_size_of_files(built_project, out, name, limit):
     """Refused by the system itself, without mounting: at the first write, and at the first of some size."""
     step = BY_NAME[name]
@@ -179,7 +190,7 @@ def test_a_limit_on_the_size_of_files(built_project, out, name, limit):
     assert left_beside(step, out) == []
 
 
-@pytest.mark.parametrize("name", list(BY_NAME))
+@pytest.mark.parametrize("name", QUICK)
 def test_a_second_run_of_any_output_is_refused_before_it_works(built_project, out, name):
     step = BY_NAME[name]
     earlier = put_earlier(step, out)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -125,15 +124,14 @@ def _execute(request: Request, outputs: Outputs) -> dict[str, Any]:
 @contextmanager
 def _held(outputs: Outputs) -> Iterator[None]:
     """Hold the places that are written to, where nothing may be; neither may lie in the other."""
-    places = [place.resolve() for place in (outputs.save, outputs.save_model) if place]
-    for place in places:
-        above = next(parent for parent in place.parents if parent.exists())
-        if not (above.is_dir() and os.access(above, os.W_OK)):
-            raise SourceError(f"{place}: {above} is not a directory that can be written to; choose another place")
-    if len(places) == 2 and (places[0] in [places[1], *places[1].parents] or places[1] in places[0].parents):
-        raise SourceError(f"--save {places[0]} and --save_model {places[1]}: one lies in the other; choose two places")
+    if outputs.save and outputs.save_model:
+        one, other = outputs.save.resolve(), outputs.save_model.resolve()
+        if one in (other, *other.parents) or other in one.parents:
+            raise SourceError(
+                f"--save {outputs.save} and --save_model {outputs.save_model}: one lies in the other; choose two places"
+            )
     with ExitStack() as held:
-        for place in places:
+        for place in filter(None, (outputs.save, outputs.save_model)):
             held.enter_context(new_output(place))
         yield
 
