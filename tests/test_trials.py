@@ -1,10 +1,14 @@
 """The trials themselves, a few of them."""
 
 import sys
+from dataclasses import asdict
+from pathlib import Path
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from trials import kills
+from trials import flips, kills
 from trials.building import built
 from trials.kills import faults, kill_trials, table
 from trials.steps import STEPS, Step, digest
@@ -94,3 +98,67 @@ def test_prune_and_collect_are_killed(tmp_path):
         found = kill_trials(tmp_path, steps, trials=6, seed=0)
     assert [one["kills"] for one in found.values()] == [3, 3]
     assert not any(faults(one) for one in found.values()), table(found)
+
+
+@click.command()
+@click.argument("how", type=click.Choice(["sound", "never", "silent", "crash"]))
+@click.argument("path", type=click.Path(path_type=Path))
+def toy_reader(how: str, path: Path) -> None:
+    """Refuse a text that was changed, or not."""
+    if how == "crash" and path.read_bytes() != TEXT:
+        raise ValueError
+    if how == "sound" and path.read_bytes() != TEXT:
+        raise click.ClickException("changed: 1 faults")
+    if how == "silent":
+        Path("out/text").write_bytes(path.read_bytes())
+    elif how in ("never", "sound"):
+        Path("out/text").write_bytes(TEXT)
+
+
+TEXT = b"a text of some length"
+
+
+@pytest.mark.parametrize(
+    ("verify", "reader", "found"),
+    [
+        ("sound", "sound", None),
+        ("never", "sound", "verify ended with 0"),
+        ("crash", "sound", "verify ended with 1"),
+        ("sound", "silent", "toy ended with 0"),
+        ("sound", "crash", "toy ended with 1"),
+        ("sound", "never", "its reader never refused"),
+    ],
+)
+def test_a_byte_that_nobody_notices_is_a_fault(tmp_path, monkeypatch, verify, reader, found):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "artifact").write_bytes(TEXT)
+    step = Step("toy", "toy", (), ("text",))
+    monkeypatch.setattr(flips, "KINDS", (flips.Kind("text", "artifact", "toy"),))
+    monkeypatch.setattr(flips, "STEPS", (step,))
+    monkeypatch.setattr(flips, "command_of", lambda _step: (toy_reader, [reader, "artifact"]))
+    monkeypatch.setattr(flips, "_run", lambda given: CliRunner().invoke(toy_reader, [verify, given[1]]))
+    (title, one), *_ = flips.flip_trials(8, seed=0).items()
+    assert (title, one["flips"]) == ("text, read by toy", 8)
+    faults_found = flips.faults(title, one)
+    assert (tmp_path / "artifact").read_bytes() == TEXT
+    if found is None:
+        assert (faults_found, one["refused"]) == ([], 8)
+    else:
+        assert any(found in fault for fault in faults_found), faults_found
+
+
+def test_a_kind_that_is_never_changed_is_a_fault():
+    assert flips.faults("text", asdict(flips.Found())) == ["no byte was changed"]
+
+
+def test_flips_whose_reader_fails_anyway_prove_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "artifact").write_bytes(b"another text")
+    monkeypatch.setattr(flips, "KINDS", (flips.Kind("text", "artifact", "toy"),))
+    monkeypatch.setattr(flips, "STEPS", (Step("toy", "toy", (), ("text",)),))
+    monkeypatch.setattr(flips, "command_of", lambda _step: (toy_reader, ["sound", "artifact"]))
+    monkeypatch.setattr(flips, "_run", lambda given: CliRunner().invoke(toy_reader, ["never", given[1]]))
+    with pytest.raises(AssertionError, match="changed: 1 faults"):
+        flips.flip_trials(8, seed=0)

@@ -1,1 +1,1 @@
-"""Trials of what tests cannot try often enough: `python -m trials kills`. Developed with, not installed."""
+"""Trials of what tests cannot try often enough: `python -m trials kills` and `flips`. Developed with, not installed."""

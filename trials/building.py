@@ -40,7 +40,7 @@ def built(root: Path) -> Iterator[None]:
         _keep(steps["fetch text"])
         for name, metrics in (("prepare", ""), ("collect", ""), ("score", "score"), ("prune", "prune/wanda")):
             _keep(steps[name], metrics)
-        for step in (SECOND, steps["run"], steps["export-imatrix"]):
+        for step in (SECOND, steps["run"], steps["export"], steps["export-imatrix"]):
             _keep(step)
         _report_inputs(steps["eval"])
         yield
