@@ -121,7 +121,7 @@ def _require_own_environment() -> None:
 
 def _require_importable(python: str) -> None:
     """Refuse an environment that lacks what is timed in it, before a turn is spent on the rest."""
-    done = _run(python, "-c", "import benchmarks.items, llmcompressor")
+    done = _run(python, "-c", "import benchmarks.__main__, benchmarks.items, llmcompressor")
     if done.returncode:
         why = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise click.ClickException(

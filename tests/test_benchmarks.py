@@ -97,11 +97,24 @@ def test_packages_that_the_project_does_not_allow_are_refused(monkeypatch):
         bench._require_own_environment()
 
 
-def test_an_environment_that_lacks_what_is_timed_is_refused_before_the_first_turn(tmp_path, monkeypatch):
-    (tmp_path / "python").write_text("#!/bin/sh\necho 'ModuleNotFoundError: no llmcompressor' >&2\nexit 1\n")
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("llmcompressor", "python cannot import what it is to time: ModuleNotFoundError: no llmcompressor"),
+        ("benchmarks.items", "python cannot import what it is to time: ModuleNotFoundError: no benchmarks.items"),
+        ("benchmarks.__main__", "python cannot import what it is to time: ModuleNotFoundError: no benchmarks.__main__"),
+        ("another", "timed"),
+    ],
+)
+def test_an_environment_that_lacks_what_is_timed_is_refused_before_the_first_turn(tmp_path, monkeypatch, lacking, said):
+    def timed(*_):
+        raise click.ClickException("timed")
+
+    stub = f'case "$2" in *{lacking}*) echo "ModuleNotFoundError: no {lacking}" >&2; exit 1;; esac'
+    (tmp_path / "python").write_text(f"#!/bin/sh\n{stub}\n")
     (tmp_path / "python").chmod(0o755)
-    monkeypatch.setattr(bench, "_measure", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(bench, "_measure", timed)
     options = ["--llm-compressor-python", str(tmp_path / "python"), "--results", str(tmp_path / "speed.json")]
     done = CliRunner().invoke(bench.main, ["run", *options])
     assert done.exit_code == 1
-    assert "python cannot import what it is to time: ModuleNotFoundError: no llmcompressor" in done.output
+    assert said in done.output
