@@ -37,8 +37,8 @@ from neuronrank.verifying import verify
 from neuronrank.windows import read_windows
 from tests.project import TFIDF, WANDA, Project
 
-EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "20"))
-"""Of each test; thousands were run before a release."""
+EXAMPLES = int(os.environ.get("NEURONRANK_FUZZ", "10"))
+"""Of each test; `make fuzz` tries 200."""
 _FUZZ = settings(
     max_examples=EXAMPLES,
     deadline=timedelta(seconds=30),  # a reader that hangs

@@ -4,13 +4,22 @@ import shutil
 
 import pytest
 
+from neuronrank.locks import one_writer
 from tests.e2e.repository import Repository, finished
 
 
 @pytest.fixture(scope="session")
-def finished_repository(tiny_model, tiny_texts, tmp_path_factory) -> Repository:
-    """Every stage has run once. Read only: `repository` is a copy."""
-    return finished(tmp_path_factory.mktemp("e2e") / "repository", tiny_model, tiny_texts)
+def finished_repository(tiny_model, tiny_texts, tmp_path_factory, worker_id) -> Repository:
+    """Every stage has run once, in whichever of the tests' processes comes first. Read only: `repository` is a copy."""
+    own = tmp_path_factory.getbasetemp()
+    root = (own if worker_id == "master" else own.parent) / "e2e/repository"
+    is_finished = root.with_name("is_finished")
+    with one_writer(root, wait=True):
+        if not is_finished.exists():
+            shutil.rmtree(root, ignore_errors=True)  # of one that failed
+            finished(root, tiny_model, tiny_texts)
+            is_finished.touch()
+    return Repository(root)
 
 
 @pytest.fixture(scope="module")
