@@ -1,4 +1,4 @@
-.PHONY: demo table bench test test-slow lint check clean setup
+.PHONY: demo table bench test test-slow fuzz lint check clean setup
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -24,6 +24,9 @@ test: setup ## unit and end-to-end tests, a process for each processor
 test-slow: $(VENV)/.zeroshot ## tests on the trained model, zero-shot tasks too; fetches it when absent
 	dvc repro collect
 	pytest -m slow
+
+fuzz: setup ## the readers on many damaged inputs: an hour
+	NEURONRANK_FUZZ=200 OMP_NUM_THREADS=1 pytest tests/test_fuzzing.py tests/test_fuzzing_models.py --numprocesses auto
 
 lint: setup ## format, lint and types
 	ruff format --check .
