@@ -28,15 +28,15 @@ ALL = {
 class Repository:
     """A git and DVC repository with the project's pipeline and tiny parameters."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, programs: Path = Path(sys.executable).parent) -> None:
+        self.root, self.programs = root, programs
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("GIT_", "AWS_"))},
             "DVC_NO_ANALYTICS": "1",
             "DVC_SITE_CACHE_DIR": str(root.parent / "site"),
             "HOME": str(root.parent),
             "PYTHONPATH": str(root / "pipeline"),
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
 
     def run(self, *command: str) -> str:

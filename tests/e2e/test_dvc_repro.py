@@ -75,7 +75,7 @@ def test_a_team_scores_from_a_pulled_artifact_without_collecting(repository, tmp
     repository.git("add", ".")
     repository.git("commit", "--quiet", "--message", "Share")
     repository.git("clone", "--quiet", str(repository.root), str(tmp_path / "clone"))
-    clone = Repository(tmp_path / "clone")
+    clone = Repository(tmp_path / "clone", repository.programs)
     clone.dvc("pull")
     assert clone.repro() == set()
     params = clone.read_params()

@@ -137,7 +137,7 @@ def colleague(collector, team, tmp_path_factory) -> Repository:
     """A fresh clone, with credentials in the environment instead of a file."""
     home = tmp_path_factory.mktemp("colleague")
     keys = {"AWS_ACCESS_KEY_ID": team["S3_KEY_ID"], "AWS_SECRET_ACCESS_KEY": team["S3_SECRET"]}
-    clone = member(Repository(home / "neuronrank"), {**team, **keys})
+    clone = member(Repository(home / "neuronrank", collector.programs), {**team, **keys})
     (block,) = blocks("Everyone else")
     follow(block, clone, home)
     return clone
@@ -309,7 +309,7 @@ def test_a_lost_object_is_an_error_until_it_is_uploaded(passed_on, colleague, co
     )
     place = f"{endpoint}/{BUCKET}/neuronrank/{lost.relative_to(collector.root / '.dvc/cache')}"
     request("DELETE", place)
-    late = Repository(tmp_path / "late")
+    late = Repository(tmp_path / "late", collector.programs)
     late.environment |= {key: value for key, value in colleague.environment.items() if key.startswith(("AWS_", "NO_"))}
     colleague.git("clone", "--quiet", collector.environment["GIT_URL"], str(late.root))
     failed = late.attempt(sys.executable, "-m", "dvc", "pull", array)
